@@ -229,17 +229,18 @@ def spherical_kmeans(
 def check_kmeans(
     x: Float[Tensor, "N D"],
     k: int,
-    init: Float[Tensor, "*S K D"] | None,
+    init: Float[Tensor, "*S K D"] | None,  # One set of centres, or S of them
 ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "S K D"] | None]:  # As float, on one device
     "Refuse what k-means cannot cluster."
     check_k(k, len(x))
+    x = as_float(x)
     if not x.isfinite().all():
         raise DeepClustError("k-means: x holds NaN or infinity; look for a diverged network")
     if init is None:
-        return as_float(x), None
+        return x, None
     if tuple(init.shape[-2:]) != (k, x.shape[1]):
         raise DeepClustError(f"init: shape {tuple(init.shape)}, expected ({k}, {x.shape[1]})")
-    return as_float(x), init.to(as_float(x)).reshape(-1, k, x.shape[1])
+    return x, init.to(x).reshape(-1, k, x.shape[1])
 
 # %% ../nbs/foundations/04_cluster.ipynb #7d69c0ca
 def match(

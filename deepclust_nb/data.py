@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['CHANGES', 'ENDINGS', 'DATASETS', 'DATA_ROOT', 'ImageSet', 'epoch_order', 'to_plain', 'read_image', 'default_side',
            'shorter_side', 'find_images', 'why', 'try_read', 'in_threads', 'common_side', 'stack_pixels',
-           'folder_classes', 'folder_notes', 'load_folder', 'npz_arrays', 'images_to_tensor', 'labels_to_classes',
-           'fit_square', 'load_npz', 'DatasetInfo', 'digits_arrays', 'torchvision_arrays', 'load_named', 'load_data',
-           'unknown_source']
+           'folder_classes', 'folder_notes', 'read_files', 'load_folder', 'load_files', 'npz_arrays',
+           'images_to_tensor', 'labels_to_classes', 'fit_square', 'load_npz', 'DatasetInfo', 'digits_arrays',
+           'torchvision_arrays', 'load_named', 'load_data', 'unknown_source']
 
 # %% ../nbs/foundations/01_data.ipynb #9c5640bf
 import difflib
@@ -277,6 +277,28 @@ def folder_notes(
     return tuple(notes)
 
 # %% ../nbs/foundations/01_data.ipynb #48bd361a
+def read_files(
+    files: list[Path],
+    names: list[str],  # What to call each
+    size: int,  # Side of the squares, px
+    title: str,
+    others: list[Path] = (),  # Files passed over, for the notes
+) -> ImageSet:  # Without classes
+    "Image files as a set; what cannot be read is listed, not fatal."
+    results = in_threads(lambda path: try_read(path, size), files, "images")
+    skipped = tuple((name, r) for name, r in zip(names, results) if isinstance(r, str))
+    good = [(name, *r) for name, r in zip(names, results) if not isinstance(r, str)]
+    if not good:
+        first = ": ".join(skipped[0])
+        raise DeepClustError(f"{title}: none of {len(files)} images can be read (first: {first})")
+    names, pixels, done = map(list, zip(*good))
+    x = stack_pixels(pixels)
+    if x.shape[1] == 3:
+        done = [d + ["grey"] * (p.ndim == 2) for p, d in zip(pixels, done)]
+    notes = folder_notes(done, others, size)
+    return ImageSet(x, paths=tuple(names), title=title, skipped=skipped, notes=notes)
+
+# %% ../nbs/foundations/01_data.ipynb #74afd9b4
 def load_folder(
     folder: Path,
     size: int | None = None,  # Side of the squares, px; None: see `default_side`
@@ -287,20 +309,24 @@ def load_folder(
     if not files:
         looked, known = f"{len(others)} files looked at", " ".join(ENDINGS)
         raise DeepClustError(f"{title}: no image found ({looked}; known endings: {known})")
-    size = size or common_side(files)
-    results = in_threads(lambda path: try_read(path, size), files, "images")
-    paths = [path.relative_to(folder) for path in files]
-    skipped = tuple((p.as_posix(), r) for p, r in zip(paths, results) if isinstance(r, str))
-    good = [(p, *r) for p, r in zip(paths, results) if not isinstance(r, str)]
-    if not good:
-        first = ": ".join(skipped[0])
-        raise DeepClustError(f"{title}: none of {len(files)} images can be read (first: {first})")
-    paths, pixels, done = map(list, zip(*good))
-    x, y_classes = stack_pixels(pixels), folder_classes(paths)
-    if x.shape[1] == 3:
-        done = [d + ["grey"] * (p.ndim == 2) for p, d in zip(pixels, done)]
-    paths, notes = tuple(p.as_posix() for p in paths), folder_notes(done, others, size)
-    return ImageSet(x, *y_classes, paths, title, skipped, notes)
+    names = [path.relative_to(folder).as_posix() for path in files]
+    data = read_files(files, names, size or common_side(files), title, others)
+    y, classes = folder_classes([Path(name) for name in data.paths])
+    return replace(data, y=y, classes=classes)
+
+
+def load_files(
+    sources: list[Path],  # Image files, and folders of them
+    shape: tuple[int, int, int],  # C, H, W to bring them to
+) -> ImageSet:
+    "New images in the shape that a trained method knows."
+    files = [f for s in sources for f in (find_images(s)[0] if s.is_dir() else [s])]
+    if not files:
+        raise DeepClustError(f"{sources[0]}: no image found; give image files or folders of images")
+    data = read_files(files, [str(f) for f in files], shape[1], "new images")
+    if data.shape[0] == shape[0]:
+        return data
+    return replace(data, x=TF.rgb_to_grayscale(data.x, shape[0]).contiguous())
 
 # %% ../nbs/foundations/01_data.ipynb #60755b8b
 def npz_arrays(
@@ -446,7 +472,7 @@ def torchvision_arrays(
         parts = [maker(root, train=train, download=download) for train in (True, False)]
     except Exception as error:  # nothing there, damaged files, or no network
         what = "not found" if "not found" in str(error) else f"not usable ({why(error)})"
-        hint = "name the folder that holds it with --data-root DIR, or allow the download"
+        hint = "name the folder that holds it with --data-root DIR, or allow the download with --download"
         raise DeepClustError(f"{name}: {what} in {root}; {hint} (download=True)") from None
     images, labels = zip(*((np.asarray(part.data), np.asarray(part.targets)) for part in parts))
     return np.concatenate(images), np.concatenate(labels)

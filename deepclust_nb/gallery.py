@@ -336,7 +336,8 @@ def write_gallery(
 ) -> Path:  # The file
     "One page that shows every cluster."
     x, assign, confidence, y = (
-        None if v is None else torch.as_tensor(v).cpu().numpy() for v in (x, assign, confidence, y)
+        None if v is None else torch.as_tensor(v).detach().cpu().numpy()
+        for v in (x, assign, confidence, y)
     )
     k = int(summary.get("k") or assign.max() + 1)
     per_image = {"clusters": assign, "confidences": confidence, "names": names, "labels": y}

@@ -124,12 +124,12 @@ def backbone(
     width: int | None = None,  # First-stage channels; None: the usual width of that net
     stem: str = "conv",  # For ResNets: a key of `STEMS`
 ) -> nn.Module:  # Maps (B,C,H,W) to (B, out_features)
-    "A freshly initialised backbone by name."
+    "A fresh backbone by name."
     if name not in BACKBONES:
         raise DeepClustError(f"backbone {name!r}: unknown; use one of {', '.join(BACKBONES)}")
     if stem not in STEMS:
         raise DeepClustError(f"stem {stem!r}: unknown; use one of {', '.join(STEMS)}")
-    return initialise(BACKBONES[name](channels, width, stem))
+    return BACKBONES[name](channels, width, stem)
 
 # %% ../nbs/foundations/03_nets.ipynb #824c7b2d
 class Sobel(nn.Module):

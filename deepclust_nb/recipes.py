@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'MNIST', 'POLICIES', 'setting', 'Recipe', 'parsed', 'with_settings', 'with_epochs', 'policy', 'pick_recipe',
-           'Card', 'augmentation', 'crop_only', 'test_view', 'network']
+           'Card', 'augmentation', 'crop_only', 'test_view', 'with_weights', 'network']
 
 # %% ../nbs/foundations/12_recipes.ipynb #03683ad7
 import ast
@@ -28,7 +28,7 @@ from deepclust_nb.augment import (
 from .core import DeepClustError
 from .data import ImageSet
 from .engine import step_decay
-from .nets import Sobel, backbone
+from .nets import Sobel, backbone, initialise
 
 # %% ../nbs/foundations/12_recipes.ipynb #5c5fa24b
 def setting(default: Any, help: str) -> Any:
@@ -43,6 +43,7 @@ class Recipe:
     backbone: str = setting("resnet18", "network: small_cnn, vgg4, resnet18, resnet34 or resnet50")
     width: int | None = setting(None, "channels of its first stage; None: the usual")
     stem: str = setting("conv+pool", "ResNet stem: conv (32 -> 32 px) or conv+pool (32 -> 17 px)")
+    weights: str = setting("he", "initial weights: he (as MMDC's program) or torch (PyTorch's)")
     sobel: bool = setting(False, "show the network edges instead of colours")
     size: int | None = setting(None, "side of the network's input, px; None: as stored")
     crops: tuple = setting(
@@ -123,7 +124,13 @@ def with_epochs(recipe: Recipe, epochs: int) -> Recipe:
 COLOURS = {"flip": True, "jitter": 0.4, "hue": 0.125, "grey": 0.2}  # MMDC, arXiv:1912.02678
 MNIST = {"backbone": "vgg4", "size": 32, "crops": (24, 20, 16), "degrees": 25.0}  # MMDC
 POLICIES = {
-    "digits": {"backbone": "small_cnn", "degrees": 15.0, "shift": 0.125, "zoom": 0.1},  # ours
+    "digits": {
+        "backbone": "small_cnn",
+        "weights": "torch",
+        "degrees": 15.0,
+        "shift": 0.125,
+        "zoom": 0.1,
+    },  # ours
     "mnist": MNIST,
     "fashion-mnist": MNIST | {"degrees": 10.0, "flip": True},  # ours
     "cifar10": COLOURS | {"size": 32, "crops": (20,)},
@@ -192,6 +199,13 @@ def test_view(recipe: Recipe, data: ImageSet) -> Callable:
             f"crops={recipe.crops}: larger than the images, {side} px; lower --set crops"
         )
     return partial(centre_crop, size=crop, out=recipe.size or side)
+
+
+def with_weights(recipe: Recipe, method: nn.Module) -> nn.Module:  # The same module
+    "Draw the initial weights of networks and heads as the recipe says."
+    if recipe.weights not in ("he", "torch"):
+        raise DeepClustError(f"weights={recipe.weights}: use he or torch")
+    return initialise(method) if recipe.weights == "he" else method
 
 
 def network(recipe: Recipe, channels: int) -> nn.Module:

@@ -88,6 +88,7 @@ def make_plan(
     size: int | None = None,  # Side to bring the images to, px
     limit: int | None = None,  # Use so many images only, drawn once for all seeds
     root: str | Path | None = None,  # Folder of torchvision's files
+    download: bool = False,  # Whether torchvision may fetch them
     device: str = "auto",
     settings: dict[str, Any] | None = None,  # Changes of the recipe by name
     init: str = "",  # Method to pre-train with, or folder of a run to start from
@@ -95,7 +96,7 @@ def make_plan(
     "Settle a run, or say in one line why it cannot be."
     if method not in METHODS:
         raise DeepClustError(f"method {method!r}: unknown; use one of {', '.join(METHODS)}")
-    data = source if isinstance(source, ImageSet) else load_data(source, size, root)
+    data = source if isinstance(source, ImageSet) else load_data(source, size, root, download)
     data = limited(data, limit)
     if k is None and data.k is None:
         raise DeepClustError(f"{data.title}: no classes known; say how many clusters with --k")

@@ -1,7 +1,14 @@
-"""What all tests share: the device named by DEEPCLUST_DEVICE (default cpu), one thread, no windows."""
+"""What all tests share: the device named by DEEPCLUST_DEVICE (default cpu), one thread, no windows, and small runs."""
 
+import contextlib
+import hashlib
+import io
 import os
+import subprocess
 import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -11,6 +18,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
 import pytest
+
+DEVICE = os.environ.get("DEEPCLUST_DEVICE", "cpu")
+COMMAND = Path(sys.executable).with_name("deepclust")
+TINY = ["--profile", "ci", "--set", "width=4", "--set", "log_every=1", "--device", DEVICE]
 
 
 @pytest.fixture(scope="session")
@@ -27,4 +38,111 @@ def device():
     from deepclust_nb.core import pick_device
 
     torch.set_num_threads(1)
-    return pick_device(os.environ.get("DEEPCLUST_DEVICE", "cpu"))
+    return pick_device(DEVICE)
+
+
+@dataclass(frozen=True)
+class Answer:
+    "How a command ended."
+
+    code: int  # 1 when it left with a traceback
+    out: str
+    err: str
+
+    @property
+    def last(self) -> str:
+        "The error stream without progress bars, which are wiped before a message is written."
+        return self.err.split("\r")[-1]
+
+
+@pytest.fixture(scope="session")
+def deepclust(device) -> Callable[..., Answer]:
+    "The command line within this process, where imports are paid once."
+    from deepclust_nb.cli import main
+
+    def call(*args) -> Answer:
+        out, err, code = io.StringIO(), io.StringIO(), 0
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                main([str(arg) for arg in args])
+            except SystemExit as end:
+                code = end.code or 0
+            except BaseException:
+                code = 1
+                traceback.print_exc()
+        return Answer(code, out.getvalue(), err.getvalue())
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def shell() -> Callable[..., Answer]:
+    "The installed command as a process of its own."
+
+    def call(*args, cwd: Path | None = None) -> Answer:
+        command = [str(arg) for arg in (COMMAND, *args)]
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+        return Answer(done.returncode, done.stdout, done.stderr)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def tiny() -> list[str]:
+    "Options that make a run small: a narrow network, profile ci, the device of the tests."
+    return list(TINY)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    "A digest of every file below a folder, and every folder's name."
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        if path.is_file()
+        else "folder"
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+@pytest.fixture(scope="session")
+def listing() -> Callable[[Path], dict[str, str]]:
+    "What is on disk, to be compared with what was."
+    return contents
+
+
+@pytest.fixture(scope="session")
+def digits():
+    "scikit-learn's digits as uint8 pictures (1797,8,8)."
+    from deepclust_nb.data import load_data
+
+    return load_data("digits").x[:, 0].numpy()
+
+
+@pytest.fixture(scope="session")
+def pictures(digits) -> Callable[..., Path]:
+    "Write some of the digits as PNG files into a folder."
+    from PIL import Image
+
+    def write(folder: Path, n: int = 12, first: int = 0) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        for i in range(first, first + n):
+            Image.fromarray(digits[i]).save(folder / f"digit{i:03d}.png")
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory, pictures) -> Path:
+    "A flat folder of 60 pictures, without labels."
+    return pictures(tmp_path_factory.mktemp("photos"), 60)
+
+
+@pytest.fixture(scope="session")
+def photo_run(tmp_path_factory, deepclust, photos, tiny) -> Path:
+    "A run on the folder of pictures; tests read it and leave it as it is."
+    out = tmp_path_factory.mktemp("photo_run") / "run"
+    done = deepclust(
+        "train", "mmdc", "--data", photos, "--k", 4, "--epochs", 3, "--out", out, *tiny
+    )
+    assert done.code == 0, done.err
+    return out

@@ -20,7 +20,16 @@ from ..cluster import kmeans
 from ..core import unit
 from ..data import ImageSet
 from ..engine import Method, Pass, extract
-from ..recipes import Card, Recipe, crop_only, network, pick_recipe, setting, test_view
+from deepclust_nb.recipes import (
+    Card,
+    Recipe,
+    crop_only,
+    network,
+    pick_recipe,
+    setting,
+    test_view,
+    with_weights,
+)
 
 # %% ../../nbs/methods/05_pretext.ipynb #259855a2
 def rotation_loss(
@@ -122,7 +131,8 @@ def build_rotnet(
     "A fresh RotNet and its views."
     augment = crop_only(recipe)
     net = network(recipe, data.shape[0])
-    return RotNet(net, k, test_view(recipe, data), augment), turned_views(augment)
+    method = RotNet(net, k, test_view(recipe, data), augment)
+    return with_weights(recipe, method), turned_views(augment)
 
 
 CARDS = {
