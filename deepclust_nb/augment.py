@@ -37,8 +37,8 @@ def pick(
 
 def between(
     u: Float[Tensor, "*shape"],  # In [0, 1)
-    low: float,
-    high: float,
+    low: float,  # At u = 0
+    high: float,  # At u = 1, not reached
 ) -> Float[Tensor, "*shape"]:  # In [low, high]; halfway at 0.5
     "A number from a range."
     return low + (high - low) * u
@@ -47,8 +47,8 @@ def between(
 def check_range(
     name: str,  # Of the argument, for the message
     value: float,
-    low: float,
-    high: float,
+    low: float,  # Smallest allowed
+    high: float,  # Largest allowed
 ) -> None:
     "Refuse an argument that is out of range."
     allowed = f"at least {low}" if high == math.inf else f"between {low} and {high}"

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -48,10 +49,10 @@ def trial_of(run: Run) -> Run:
     draws = Draws(len(run.data), run.draws.seed)
     return replace(run, method=method, optimiser=opt, draws=draws, history=[])
 
-
+# %% ../nbs/foundations/11_bench.ipynb #3843be5f
 def estimate(
     run: Run,
-    log_every: int = 1,
+    log_every: int = 1,  # Epochs between two looks at the clusters
     steps: int = 3,  # Steps to time, after one that warms up
 ) -> dict[str, float | None]:  # 'seconds', 'memory_mb'
     "Time and memory the rest of the run will take, from a few steps of a copy."
@@ -61,7 +62,7 @@ def estimate(
     with torch.random.fork_rng():
         for what in trial.method.passes(trial):
             trial.at(0.0)
-            seconds += batches * timed(lambda: train_step(trial, what, idx, x), steps, device)
+            seconds += batches * timed(partial(train_step, trial, what, idx, x), steps, device)
         with evaluating(trial.method):
             seconds += batches / log_every * timed(lambda: trial.method.scores(x), steps, device)
     return {"seconds": seconds * (run.epochs - run.epoch), "memory_mb": peak_memory_mb(device)}
@@ -113,7 +114,7 @@ class Tape:
         torch.stack(ends).sum().backward()
         optimiser.step()
 
-
+# %% ../nbs/foundations/11_bench.ipynb #3b48eb58
 def bench(
     run: Run,
     times: int = 10,  # Measured repetitions of each part
@@ -133,7 +134,12 @@ def bench(
 
 
 def bench_pass(
-    run: Run, what: Pass, idx: Tensor, x: Tensor, times: int, device
+    run: Run,
+    what: Pass,
+    idx: Tensor,
+    x: Tensor,
+    times: int,  # Repetitions
+    device,
 ) -> dict[str, float]:
     "Views alone, the whole step, and the bare step, in turns so that all see the same machine."
     tape = Tape(run.method)

@@ -31,7 +31,11 @@ def cli():
     "Deep image clustering: sort images into groups without labels."
 
 
-def seeds_of(context, option, text: str | None) -> list[int] | None:
+def seeds_of(
+    context,  # click's
+    option,  # click's
+    text: str | None,  # As typed
+) -> list[int] | None:
     "The numbers of a list like 0,1,2."
     try:
         return [int(part) for part in text.split(",")] if text else None
@@ -41,15 +45,21 @@ def seeds_of(context, option, text: str | None) -> list[int] | None:
         ) from None
 
 
-def settings_of(context, option, pairs: tuple[str, ...]) -> dict[str, str]:
+def settings_of(
+    context,  # click's
+    option,  # click's
+    pairs: tuple[str, ...],
+) -> dict[str, str]:
     "The name and value of each name=value."
     for pair in pairs:
         if "=" not in pair:
             raise click.BadParameter(f"{pair!r}: give name=value, such as lr=0.1")
     return dict(pair.split("=", 1) for pair in pairs)
 
-
-def options(*chosen):
+# %% ../nbs/foundations/14_cli.ipynb #760b7f88
+def options(
+    *chosen,  # Decorators, top to bottom as in --help
+):
     "Several click options as one decorator."
 
     def decorate(function):
@@ -59,7 +69,7 @@ def options(*chosen):
 
     return decorate
 
-
+# %% ../nbs/foundations/14_cli.ipynb #37ed45b5
 DATA = click.option(
     "--data",
     "source",
@@ -137,6 +147,7 @@ RECIPE = (
     ),
     click.option("--resume", is_flag=True, help="Go on with the run in the folder."),
     click.option("--overwrite", is_flag=True, help="Replace the run in the folder."),
+    click.option("--quiet", is_flag=True, help="No progress bar."),
     click.option(
         "--init",
         default="",
@@ -145,7 +156,18 @@ RECIPE = (
     SET,
 )
 def train(
-    method, source, out, seed, seeds, stop_after, resume, overwrite, backbone, settings, **asked
+    method,
+    source,
+    out,
+    seed,
+    seeds,
+    stop_after,
+    resume,
+    overwrite,
+    quiet,
+    backbone,
+    settings,
+    **asked,
 ):
     """Train METHOD (see `deepclust methods`) and leave a run folder.
 
@@ -157,7 +179,12 @@ def train(
     if backbone:
         settings["backbone"] = backbone
     out = out or Path("runs") / f"{method}-{Path(source).stem}"
-    how = {"resume": resume, "overwrite": overwrite, "stop_after": stop_after, "say": click.echo}
+    how = {
+        "resume": resume,
+        "overwrite": overwrite,
+        "stop_after": stop_after,
+        "progress": not quiet,
+    }
     plans = {
         s: training.make_plan(method, source, seed=s, settings=settings, **asked)
         for s in seeds or [seed]
@@ -168,7 +195,9 @@ def train(
         click.echo(spread(found))
 
 
-def spread(found: list[dict]) -> str:
+def spread(
+    found: list[dict],  # Summaries of the runs
+) -> str:
     "Median and range over seeds."
     lines = [f"{len(found)} seeds: median (lowest to highest)"]
     for name in ("acc", "nmi", "ari", "seconds"):
@@ -201,7 +230,7 @@ def evaluate(folder, source, probe, device, root):
     data = load_data(source, config["data"]["shape"][1], root)
     click.echo(json.dumps(training.evaluate_run(folder, data, device, probe), indent=1))
 
-
+# %% ../nbs/foundations/14_cli.ipynb #8a5bc6f1
 @cli.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -256,7 +285,7 @@ def methods(name, source, profile, root):
             f"  {f.name + '=' + repr(getattr(recipe, f.name)):<34} {f.metadata.get('help', '')}"
         )
 
-
+# %% ../nbs/foundations/14_cli.ipynb #739127de
 @cli.command()
 @click.argument("source", required=False)
 @click.option("--size", type=int, help="Bring the images to this side, px.")
@@ -281,7 +310,7 @@ def data(source, size, root, download):
     for line in (*found.notes, *(f"skipped {path}: {why}" for path, why in found.skipped)):
         click.echo(f"  {line}")
 
-
+# %% ../nbs/foundations/14_cli.ipynb #e91bf445
 @cli.command()
 @click.argument("method")
 @click.option("--backbone", default="resnet18", show_default=True)
@@ -348,7 +377,15 @@ def main(args: list[str] | None = None) -> None:  # Ends the process
         fail(str(error))
 
 
-def fail(message: str, code: int = 2) -> None:
+def fail(
+    message: str,  # For the user
+    code: int = 2,
+) -> None:
     "One line on the error stream, and the exit code."
     click.echo(f"deepclust: {' '.join(message.split())}", err=True)
     sys.exit(code)
+
+# %% ../nbs/foundations/14_cli.ipynb #4cb45978
+#| eval: false
+if __name__ == "__main__":  # python -m deepclust_nb.cli, as torchrun wants it
+    main()

@@ -24,7 +24,7 @@ BLOCK = 2**20  # Most numbers in one (S, K, images) table of scores
 
 # %% ../nbs/foundations/04_cluster.ipynb #08cd62c0
 def images_at_once(
-    restarts: int,
+    restarts: int,  # Runs side by side
     k: int,
     block: int = BLOCK,  # Most numbers in the table
 ) -> int:  # At least 1
@@ -171,7 +171,7 @@ class KMeansResult(NamedTuple):
 def starting_centres(
     x: Float[Tensor, "N D"],
     k: int,
-    restarts: int,
+    restarts: int,  # Runs side by side
     seed: int,
     sample: int,  # Images that all restarts see, k at least
     finalists: int,  # Restarts that go on to all images

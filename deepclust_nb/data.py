@@ -234,7 +234,7 @@ def in_threads(
 
 
 def common_side(
-    files: list[Path],
+    files: list[Path],  # Images of the folder
 ) -> int:  # px
     "The side that suits the images of a folder."
     sides = in_threads(shorter_side, files, "sizes")
@@ -366,7 +366,7 @@ def images_to_tensor(
         raise DeepClustError(f"{title}: images of shape {images.shape}; expected {shape}")
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
-
+# %% ../nbs/foundations/01_data.ipynb #40abc82e
 def labels_to_classes(
     labels: np.ndarray,  # (N,) whole numbers or strings
     names: np.ndarray | None,  # Name of class 0, 1, ...; None: the labels themselves
@@ -523,7 +523,7 @@ def load_data(
 
 
 def unknown_source(
-    source: str,
+    source: str,  # What the user named
 ) -> str:  # One line
     "What to tell somebody whose data is not there."
     near = difflib.get_close_matches(source.lower(), DATASETS, n=1, cutoff=0.5)

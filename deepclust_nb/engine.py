@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['sgd', 'POSITION', 'Pass', 'Method', 'step_decay', 'cosine', 'Run', 'batch_size', 'new_run', 'train_step',
            'train_pass', 'NotFinite', 'refuse_nan', 'train_epoch', 'extract', 'assignments', 'figures_of', 'evaluate',
-           'state_of', 'restore', 'log_epoch', 'fit', 'BrokenPromise', 'promise', 'running_statistics', 'changed',
-           'check_pass', 'check_method']
+           'state_of', 'restore', 'keep_look', 'log_epoch', 'fit', 'BrokenPromise', 'promise', 'running_statistics',
+           'changed', 'check_pass', 'check_method']
 
 # %% ../nbs/foundations/10_engine.ipynb #c7fbe9f8
 import copy
@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .core import DeepClustError, Draws, evaluating
+from .core import DeepClustError, Draws, evaluating, to_numpy
 from .data import ImageSet, epoch_order
 from .metrics import mass_entropy, score
 from .runs import RunFolder
@@ -151,7 +151,7 @@ class Run:
         for group in self.optimiser.param_groups:
             group["lr"] = group["base_lr"] * self.schedule(t)
 
-
+# %% ../nbs/foundations/10_engine.ipynb #71dbbe05
 def batch_size(bs: int, n: int) -> int:
     "A batch size that leaves no batch of one image, which batch-norm cannot train on."
     while n % bs == 1 and bs < n:
@@ -193,7 +193,12 @@ def train_step(run: Run, what: Pass, idx: Tensor, x: Tensor) -> dict[str, Tensor
     return {name: v.detach() for name, v in out.items() if v.ndim == 0}
 
 
-def train_pass(run: Run, what: Pass, share: tuple[float, float], bar) -> dict[str, float]:
+def train_pass(
+    run: Run,
+    what: Pass,
+    share: tuple[float, float],
+    bar,  # Progress bar, in images
+) -> dict[str, float]:
     "One sweep over the data; the mean of each term, refused if it is not finite."
     totals, begin, width = {}, *share
     order = epoch_order(len(run.data), run.draws.seed, run.epoch, what.name)
@@ -207,7 +212,7 @@ def train_pass(run: Run, what: Pass, share: tuple[float, float], bar) -> dict[st
     refuse_nan(means, run.epoch)
     return means
 
-
+# %% ../nbs/foundations/10_engine.ipynb #7ccc5a75
 class NotFinite(DeepClustError):
     "A loss became NaN or infinite."
 
@@ -221,8 +226,11 @@ def refuse_nan(means: dict[str, float], epoch: int) -> None:
             "(--set lr=...); the checkpoint of the last good epoch is kept"
         )
 
-
-def train_epoch(run: Run, bar) -> dict[str, float]:
+# %% ../nbs/foundations/10_engine.ipynb #f8a5c6e9
+def train_epoch(
+    run: Run,
+    bar,  # Progress bar, in images
+) -> dict[str, float]:
     "E-step, then every pass of the method."
     method = run.method.train()
     method.stage, method.epoch = run.stage(run.epoch), run.epoch
@@ -291,7 +299,7 @@ def state_of(run: Run) -> dict:
 
 POSITION = ("epoch", "step", "finished", "train_seconds", "seconds", "images")
 
-
+# %% ../nbs/foundations/10_engine.ipynb #f34085ed
 def restore(run: Run, folder: RunFolder) -> None:
     "Put a run where its last checkpoint left it; without one it begins at the start."
     state = folder.checkpoint(run.method.t.device)
@@ -307,8 +315,23 @@ def restore(run: Run, folder: RunFolder) -> None:
     if state["cuda_rng"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda_rng"]])
 
+# %% ../nbs/foundations/10_engine.ipynb #11e020b9
+def keep_look(run: Run, data: ImageSet, folder: RunFolder, assign, confidence) -> None:
+    "Assignments and a map of at most 2,000 images, for the pictures of the run."
+    rows = np.unique(np.linspace(0, len(data) - 1, 2000).astype(int))
+    h = extract(run.method, data.subset(torch.as_tensor(rows)), run.method.features)
+    xy = embed_2d(h) if len(rows) > 3 else np.zeros((len(rows), 2))
+    folder.save_epoch(run.epoch, assign, rows, xy)
+    folder.save_assignments([data.name(i) for i in range(len(data))], assign, confidence)
 
-def log_epoch(run: Run, means: dict, data: ImageSet, folder: RunFolder | None, look: bool) -> None:
+
+def log_epoch(
+    run: Run,
+    means: dict,  # Terms of the epoch
+    data: ImageSet,
+    folder: RunFolder | None,
+    look: bool,  # Whether to look at the clusters
+) -> None:
     "Write down the epoch: its terms always, the assignment where it is due."
     line = {
         "epoch": run.epoch,
@@ -319,13 +342,7 @@ def log_epoch(run: Run, means: dict, data: ImageSet, folder: RunFolder | None, l
         assign, confidence = assignments(run.method, data)
         line |= figures_of(assign, confidence, data.y, run.method.k)
         if folder:
-            rows = np.unique(np.linspace(0, len(data) - 1, 2000).astype(int))
-            xy = embed_2d(
-                extract(run.method, data.subset(torch.as_tensor(rows)), run.method.features)
-            )
-            folder.save_epoch(run.epoch, assign.cpu().numpy(), rows, np.asarray(xy))
-            names = [data.name(i) for i in range(len(data))]
-            folder.save_assignments(names, assign.cpu().numpy(), confidence.cpu().numpy())
+            keep_look(run, data, folder, to_numpy(assign), to_numpy(confidence))
     run.history.append(line)
     if folder:
         folder.log(line)
@@ -411,7 +428,7 @@ def check_pass(run: Run, what: Pass, idx: Tensor, x: Tensor) -> None:
     with torch.no_grad():
         what.update(idx, again)
 
-
+# %% ../nbs/foundations/10_engine.ipynb #145563a9
 def check_method(
     make: Callable[[], Method],  # A new method each time it is called
     data: ImageSet,

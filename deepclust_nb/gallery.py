@@ -20,7 +20,7 @@ import torch
 from jinja2 import DictLoader, Environment, StrictUndefined
 from PIL import Image
 
-from .core import DeepClustError
+from .core import DeepClustError, to_numpy
 from .runs import atomic_write
 
 # %% ../nbs/foundations/09_gallery.ipynb #9a0d32b1
@@ -36,8 +36,8 @@ def caps(k: int) -> tuple[int, int]:  # Most confident and borderline images per
 def chosen(
     members: np.ndarray,  # Positions of a cluster's images (n,)
     confidence: np.ndarray,  # Of all images (N,)
-    most: int,
-    least: int,
+    most: int,  # Surest images to take
+    least: int,  # Least sure ones to take
 ) -> tuple[np.ndarray, np.ndarray]:  # Surest first; least sure first; no image in both
     "The images of one cluster that are shown."
     order = members[np.argsort(-confidence[members], kind="stable")]
@@ -48,7 +48,10 @@ def chosen(
 SMALL, EDGE = 48, 128  # pixels: up to here PNG as it is, beyond shrunk to this
 
 
-def data_uri(kind: str, content: bytes) -> str:
+def data_uri(
+    kind: str,  # MIME type
+    content: bytes,  # The bytes
+) -> str:
     "Bytes as an address that needs no file."
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
@@ -107,7 +110,14 @@ def class_names(y: np.ndarray | None, classes: Sequence[str]) -> np.ndarray | No
     return np.array([str(c) for c in classes])[y] if len(classes) else y.astype(str)
 
 # %% ../nbs/foundations/09_gallery.ipynb #fea7fdfd
-def describe_clusters(x, assign, confidence, names, labels, k) -> list[dict]:
+def describe_clusters(
+    x,
+    assign,
+    confidence,
+    names,
+    labels,  # Name of the class of each image, or None
+    k,
+) -> list[dict]:
     "What the page needs of each cluster."
     clusters, (most, least), largest = [], caps(k), np.bincount(assign, minlength=k).max()
     for number in range(k):
@@ -140,7 +150,11 @@ def plain(value) -> str:
     return f"{value:,.4g}" if isinstance(value, float) else str(value)
 
 # %% ../nbs/foundations/09_gallery.ipynb #02a0bb0f
-def describe_run(summary: dict, n: int, k: int) -> dict:
+def describe_run(
+    summary: dict,  # Figures of the run
+    n: int,
+    k: int,
+) -> dict:
     "Title, one line, and the figures beside their baseline."
     method, data = str(summary.get("method", "clustering")), summary.get("data", "")
     facts = [f"{n:,} images", f"{k} clusters"]
@@ -336,8 +350,7 @@ def write_gallery(
 ) -> Path:  # The file
     "One page that shows every cluster."
     x, assign, confidence, y = (
-        None if v is None else torch.as_tensor(v).detach().cpu().numpy()
-        for v in (x, assign, confidence, y)
+        None if v is None else to_numpy(v) for v in (x, assign, confidence, y)
     )
     k = int(summary.get("k") or assign.max() + 1)
     per_image = {"clusters": assign, "confidences": confidence, "names": names, "labels": y}

@@ -31,7 +31,10 @@ from .engine import step_decay
 from .nets import Sobel, backbone, initialise
 
 # %% ../nbs/foundations/12_recipes.ipynb #5c5fa24b
-def setting(default: Any, help: str) -> Any:
+def setting(
+    default: Any,  # Value when nobody says otherwise
+    help: str,  # One line
+) -> Any:
     "A field of a recipe with the line that explains it."
     return field(default=default, metadata={"help": help})
 
@@ -77,7 +80,11 @@ class Recipe:
         return {"stages": self.stages(), "bs": self.bs, "log_every": self.log_every} | rates
 
 # %% ../nbs/foundations/12_recipes.ipynb #c91139c8
-def parsed(name: str, text: str, old: Any) -> Any:
+def parsed(
+    name: str,  # For the message
+    text: str,
+    old: Any,
+) -> Any:
     "The value written as text, of the type of the old one."
     try:
         value = ast.literal_eval(text)
@@ -106,7 +113,7 @@ def with_settings(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
         new[name] = parsed(name, value, known[name]) if isinstance(value, str) else value
     return replace(recipe, **new)
 
-
+# %% ../nbs/foundations/12_recipes.ipynb #57d2c6c1
 def with_epochs(recipe: Recipe, epochs: int) -> Recipe:
     "The recipe with its stages stretched to so many epochs in all; every stage keeps at least one."
     stages = recipe.stages()

@@ -22,7 +22,7 @@ from .core import DeepClustError
 # %% ../nbs/foundations/07_runs.ipynb #cb194cb5
 def atomic_write(
     path: Path,
-    content: bytes,
+    content: bytes,  # The whole file
 ) -> None:
     "Replace a file in one step: readers see the old bytes or the new ones, never a part."
     part = path.with_name(path.name + ".part")
@@ -65,7 +65,11 @@ def write_json(path: Path, value) -> None:
 MAY_DIFFER = ("device", "threads", "versions", "source")  # between the parts of one run
 
 
-def first_difference(old: dict, new: dict, where: str = "") -> str | None:
+def first_difference(
+    old: dict,
+    new: dict,
+    where: str = "",  # Names of the enclosing settings, with dots
+) -> str | None:
     "The first setting in which two configurations differ, as 'name: old, now new'."
     for key in sorted(old.keys() | new.keys()):
         a, b = old.get(key), new.get(key)
@@ -77,6 +81,7 @@ def first_difference(old: dict, new: dict, where: str = "") -> str | None:
     return None
 
 
+# long: a run folder is one thing, and each of its methods is read alone
 class RunFolder:
     "One training run on disk."
 

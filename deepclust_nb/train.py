@@ -77,7 +77,7 @@ def surroundings() -> dict:
         "versions": {"python": platform.python_version()} | versions,
     }
 
-
+# %% ../nbs/foundations/13_train.ipynb #c95b64db
 def make_plan(
     method: str,  # A key of METHODS
     source: str | Path | ImageSet,  # What `load_data` takes, or images
@@ -107,7 +107,10 @@ def make_plan(
     return Plan(method, data.to(where), k, recipe, profile, seed, where, name, init)
 
 
-def limited(data: ImageSet, limit: int | None) -> ImageSet:
+def limited(
+    data: ImageSet,
+    limit: int | None,  # Images to keep; None: all
+) -> ImageSet:
     "Some of the images, the same ones for every seed."
     if limit is None or limit >= len(data):
         return data
@@ -141,7 +144,11 @@ def start_from(method: Method, folder: str | Path) -> None:
         ) from None
 
 
-def pretrained(plan: Plan, out: Path, **options) -> Path:
+def pretrained(
+    plan: Plan,
+    out: Path,  # Folder of the run that is to start
+    **options,  # Of `train`
+) -> Path:
     "The folder that `plan.init` names: a run that is there, or one of a method trained now."
     if plan.init not in METHODS:
         return Path(plan.init)
@@ -179,7 +186,11 @@ def summary_of(plan: Plan, run: Run) -> dict[str, Any]:
     return rounded(asked | found | baseline | {"stages": stages} | cost | surroundings())
 
 # %% ../nbs/foundations/13_train.ipynb #90ae3777
-def save_figure(folder: RunFolder, name: str, figure) -> Path:
+def save_figure(
+    folder: RunFolder,
+    name: str,  # File, without its ending
+    figure,  # Closed afterwards
+) -> Path:
     "One PNG in the run folder."
     path = folder.path / f"{name}.png"
     figure.savefig(path, dpi=100, bbox_inches="tight")
@@ -235,8 +246,8 @@ def train(
     resume: bool = False,  # Go on with the run in `out`, if there is one
     overwrite: bool = False,  # Remove the run in `out`, if there is one
     stop_after: int | None = None,  # Leave after this many epochs
-    on_epoch: Callable[[Run], None] | None = None,
-    progress: bool = True,
+    on_epoch: Callable[[Run], None] | None = None,  # Called after each epoch
+    progress: bool = True,  # Show a bar
     say: Callable[[str], None] = print,  # Where lines for the reader go
 ) -> dict[str, Any]:  # The summary
     "A run from start to gallery."
@@ -270,14 +281,16 @@ def announce(plan: Plan, method: Method, views: Callable, say: Callable) -> None
     if plan.recipe.expects:
         say(f"expected: {plan.recipe.expects}")
 
-
-def duration(seconds: float) -> str:
+# %% ../nbs/foundations/13_train.ipynb #ffe36c7e
+def duration(
+    seconds: float,  # Of any length
+) -> str:
     "Seconds as a person says them."
     if seconds < 90:
         return f"{math.ceil(seconds)} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
-
+# %% ../nbs/foundations/13_train.ipynb #5c8a6fad
 def finish(plan: Plan, run: Run, folder: RunFolder, say: Callable) -> dict[str, Any]:
     "Summary, pictures and gallery of a run as it stands."
     summary, data = summary_of(plan, run), plan.data

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,27 @@ class Answer:
         "The error stream without progress bars, which are wiped before a message is written."
         return self.err.split("\r")[-1]
 
+    @property
+    def crash(self) -> str:
+        "The last line of a traceback; '' if there is none."
+        return self.last.strip().splitlines()[-1] if "Traceback" in self.err else ""
+
+
+@contextlib.contextmanager
+def warnings_on_stderr():
+    "Warnings go where they go in a process of their own, not into pytest's summary."
+
+    def show(message, category, filename, lineno, file=None, line=None):
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
+
+    quiet = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)
+    with warnings.catch_warnings():
+        warnings.resetwarnings()
+        for category in quiet:
+            warnings.simplefilter("ignore", category)
+        warnings.showwarning = show
+        yield
+
 
 @pytest.fixture(scope="session")
 def deepclust(device) -> Callable[..., Answer]:
@@ -62,7 +84,8 @@ def deepclust(device) -> Callable[..., Answer]:
 
     def call(*args) -> Answer:
         out, err, code = io.StringIO(), io.StringIO(), 0
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        streams = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
+        with streams[0], streams[1], warnings_on_stderr():
             try:
                 main([str(arg) for arg in args])
             except SystemExit as end:
@@ -73,6 +96,14 @@ def deepclust(device) -> Callable[..., Answer]:
         return Answer(code, out.getvalue(), err.getvalue())
 
     return call
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    "Runs without their figures, which take longer than everything else in a small run."
+    from deepclust_nb import train
+
+    monkeypatch.setattr(train, "save_figures", lambda *rest: [])
 
 
 @pytest.fixture(scope="session")

@@ -90,7 +90,9 @@ def test_summary_has_every_key(trained):
     assert {"acc", "nmi", "ari"} <= summary["baseline"].keys()
     assert (summary["n"], summary["k"], summary["epochs"]) == (200, 10, 3)
     assert summary["seconds"] > 0 and summary["images_per_second"] > 0
-    assert summary["peak_memory_mb"] > 0 and torch.__version__.startswith(summary["versions"]["torch"])
+    assert summary["peak_memory_mb"] > 0 and torch.__version__.startswith(
+        summary["versions"]["torch"]
+    )
 
 
 def test_summary_agrees_with_the_last_metrics_line(trained):

@@ -46,7 +46,7 @@ def die_in(name, at):
 
 
 def start(folder, *more, fatal=None):
-    "The process number of a training run."
+    "The process number of a training run; only some draw their figures, which takes longest."
     sys.stdout.flush()
     pid = os.fork()
     if pid:
@@ -58,6 +58,8 @@ def start(folder, *more, fatal=None):
             os.dup2(log.fileno(), 2)
             if fatal:
                 die_in(*fatal)
+            if folder.name not in ("whole", f"killed{kills - 1}"):
+                train.save_figures = lambda *rest: []
             main(["train", "mmdc", *options, "--out", str(folder), *more])
     except SystemExit as end:
         code = end.code or 0
@@ -128,7 +130,7 @@ def trials(tmp_path_factory):
         parts = [p.parent.name for p in top.glob("*/checkpoint.pt.part")]
         last, err = runner.communicate("go on\n", timeout=300)
     assert runner.returncode == 0, err
-    return {"top": top, "left": left, "parts": parts, "codes": json.loads(last)} | json.loads(first)
+    return {"top": top, "left": left, "parts": parts, "codes": json.loads(last)}
 
 
 def differences(a, b, where: str = "checkpoint") -> list[str]:
@@ -158,7 +160,8 @@ def assert_same_run(a: Path, b: Path) -> None:
     one, other = (json.loads((f / "summary.json").read_text(encoding="utf-8")) for f in (a, b))
     for name in ("acc", "nmi", "ari", "epochs", "stages", "baseline"):
         assert one[name] == other[name], name
-    assert sorted(p.name for p in a.rglob("*")) == sorted(p.name for p in b.rglob("*"))
+    files = [sorted(p.name for p in f.rglob("*") if p.suffix != ".png") for f in (a, b)]
+    assert files[0] == files[1]
 
 
 def test_comparison_notices_one_changed_number():
@@ -192,6 +195,11 @@ def test_killed_at_a_random_moment_and_resumed_equals_undisturbed(trials, i):
     assert_same_run(trials["top"] / f"killed{i}", trials["top"] / "whole")
 
 
+def test_figures_are_drawn_after_a_kill(trials):
+    for figure in (trials["top"] / "whole").glob("*.png"):
+        assert (trials["top"] / f"killed{KILLS - 1}" / figure.name).exists()
+
+
 def test_some_kills_fell_into_training(trials):
     killed = [state for name, state in trials["left"].items() if name.startswith("killed")]
     epochs = [state["epoch"] if state else 0 for state in killed]
@@ -210,7 +218,7 @@ def test_death_while_the_checkpoint_is_written_leaves_the_previous_one_whole(tri
 
 
 @pytest.fixture
-def train(deepclust, tiny, tmp_path):
+def train(deepclust, tiny, tmp_path, no_figures):
     "Train 100 digits for four epochs into a folder."
 
     def call(name: str, *more):
@@ -222,7 +230,7 @@ def train(deepclust, tiny, tmp_path):
 
 def test_several_stops_equal_none(train, tmp_path):
     assert train("whole").code == 0
-    for stop in (1, 2, 3):
+    for stop in (1, 3):
         done = train("parts", "--stop-after", stop, "--resume")
         assert done.code == 0, done.err
         assert read_state(tmp_path / "parts")["epoch"] == stop
@@ -299,12 +307,14 @@ def test_half_a_line_of_metrics_is_dropped(train, tmp_path):
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
 
 
-def test_files_of_a_lost_epoch_do_not_disturb_a_shorter_resume(train, tmp_path):
-    train("run", "--stop-after", 2)
-    lost = tmp_path / "run" / "epochs" / "0003.npz"  # written, but its checkpoint never was
-    lost.write_bytes((tmp_path / "run" / "epochs" / "0002.npz").read_bytes())
-    done = train("run", "--stop-after", 2, "--resume")
-    assert done.code == 0, done.err
+def test_files_of_a_lost_epoch_do_not_disturb_a_shorter_resume(deepclust, tmp_path, tiny):
+    options = ["--data", "digits", "--limit", 60, "--epochs", 4, "--stop-after", 2, *tiny]
+    options += ["--out", tmp_path]
+    assert deepclust("train", "mmdc", *options).code == 0
+    lost = tmp_path / "epochs" / "0003.npz"  # written, but its checkpoint never was
+    lost.write_bytes((tmp_path / "epochs" / "0002.npz").read_bytes())
+    done = deepclust("train", "mmdc", *options, "--resume")
+    assert done.code == 0, done.crash
 
 
 def test_seeds_are_taken_up(train, tmp_path):

@@ -26,7 +26,8 @@ STORED = 1_000_000  # Bytes of a notebook with its outputs
 # Words whose meaning the tables of `core` fix; they need no comment
 KNOWN = set(
     "self cls x idx h z y p q k n scores centres pseudo assign tau momentum seed epoch step device "
-    "module data run path".split()
+    "module data run path method plan recipe folder config views what stream channels width bs lr "
+    "confidence names history keys title ax axes rows columns profile say value error".split()
 )
 VOLATILE = {
     "memory address": r"\b0x[0-9a-fA-F]{6,}\b",
@@ -132,6 +133,11 @@ def undocumented(name: str, node: ast.AST, comments: set[int]) -> list[str]:
     return [f"{name}: no comment at parameter {', '.join(bad)}"] if bad else []
 
 
+def is_command(node: ast.AST) -> bool:
+    "A command of the command line, whose options carry their own help."
+    return any(".command(" in ast.unparse(decorator) for decorator in node.decorator_list)
+
+
 def check_documentation(cell: Cell) -> list[str]:
     "Public names without a docstring; parameters without a comment, those of methods but `__init__` excepted."
     comments, problems = commented(cell.source), []
@@ -143,7 +149,7 @@ def check_documentation(cell: Cell) -> list[str]:
         )
         public = [node, *(f for f in inner if not f.name.startswith("_"))]
         problems += [f"{item.name}: no docstring" for item in public if not docstring(item)]
-        owners = [(node.name, node)] if isinstance(node, DEFS) else []
+        owners = [(node.name, node)] if isinstance(node, DEFS) and not is_command(node) else []
         owners += [(f"{node.name}.__init__", f) for f in inner if f.name == "__init__"]
         for name, function in owners:
             problems += undocumented(name, function, comments)

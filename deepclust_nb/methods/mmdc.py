@@ -11,10 +11,9 @@ __all__ = ['TAU', 'CHOICES', 'DIGITS', 'ONES', 'RECIPES', 'CARDS', 'one_hot_mean
 # %% ../../nbs/methods/10_mmdc.ipynb #24a12efa
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..augment import Augment
@@ -32,6 +31,7 @@ from deepclust_nb.recipes import (
     pick_recipe,
     setting,
     test_view,
+    with_weights,
 )
 
 # %% ../../nbs/methods/10_mmdc.ipynb #24f2a54e
@@ -189,9 +189,6 @@ class MMDC(Method):
         self.cost, self.rule, self.pull, self.uniform = cost, rule, pull, means is None
         self.head = nn.Linear(net.out_features, dim or k)
         self.turn_head = nn.Linear(net.out_features, 4) if turned else None
-        for head in (self.head, self.turn_head or self.head):
-            nn.init.normal_(head.weight, std=0.01)
-            nn.init.zeros_(head.bias)
         stream = generator(seed, "targets")
         places, cloud, slot = draw_cloud(n, k, dim or k, means, var, balanced, stream)
         self.register_buffer("means", places)  # (K,P)
@@ -307,13 +304,13 @@ CHOICES = {
     "rule": {"exchange": exchange, "nearest_target": nearest_target, "keep": keep},
     "pull": {"mse": mse, "distance": distance},
 }
-DIGITS = {"rotation": False, "main_epochs": 30, "refine_epochs": 10, "drops": ((0.8, 0.1),)}
+DIGITS = {"rotation": False, "main_epochs": 60, "refine_epochs": 20, "drops": ((0.8, 0.1),)}
 ONES = {"rotation": False, "main_epochs": 20, "refine_epochs": 30, "drops": ((0.8, 0.1),)}  # MNIST
 RECIPES = {
-    ("digits", "ci"): DIGITS | {"main_epochs": 12, "refine_epochs": 4, "log_every": 4},
+    ("digits", "ci"): DIGITS | {"main_epochs": 30, "refine_epochs": 10, "log_every": 2},
     ("digits", "laptop"): DIGITS,
-    ("digits", "gpu"): DIGITS | {"main_epochs": 60, "refine_epochs": 20},
-    ("digits", "full"): DIGITS | {"main_epochs": 60, "refine_epochs": 20},
+    ("digits", "gpu"): DIGITS,
+    ("digits", "full"): DIGITS,
     ("mnist", "ci"): ONES | {"main_epochs": 2, "refine_epochs": 1},
     ("mnist", "laptop"): ONES | {"main_epochs": 6, "refine_epochs": 4},
     ("mnist", "gpu"): ONES,
@@ -358,7 +355,7 @@ def build(recipe: MMDCRecipe, data: ImageSet, k: int, seed: int) -> tuple[MMDC, 
     options = {"dim": recipe.dim, "var": recipe.var, "balanced": recipe.balanced, "turned": turned}
     net = network(recipe, data.shape[0])
     method = MMDC(net, k, len(data), view, seed=seed, **options, **chosen(recipe))
-    return method, mmdc_views(augmentation(recipe), view, recipe.copies)
+    return with_weights(recipe, method), mmdc_views(augmentation(recipe), view, recipe.copies)
 
 
 CARDS = {
