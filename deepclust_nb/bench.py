@@ -41,11 +41,11 @@ def synchronise(device: torch.device) -> None:
 
 
 def trial_of(run: Run) -> Run:
-    "A copy of the run whose steps leave the original as it is."
+    "A copy of the run whose steps leave the original as it is; its rate is zero, so it cannot diverge."
     method = copy.deepcopy(run.method).train()
     groups = [{k: v for k, v in g.items() if k != "params"} for g in run.optimiser.param_groups]
     params = method.param_groups(groups[0]["base_lr"], 0.0)
-    opt = type(run.optimiser)([p | g for p, g in zip(params, groups)], lr=groups[0]["lr"])
+    opt = type(run.optimiser)([p | g | {"base_lr": 0.0} for p, g in zip(params, groups)], lr=0.0)
     draws = Draws(len(run.data), run.draws.seed)
     return replace(run, method=method, optimiser=opt, draws=draws, history=[])
 

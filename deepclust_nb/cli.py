@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EXAMPLES', 'DATA', 'ROOT', 'DOWNLOAD', 'DEVICE', 'PROFILE', 'SET', 'RECIPE', 'cli', 'seeds_of', 'settings_of',
-           'options', 'train', 'spread', 'evaluate', 'predict', 'methods', 'data', 'bench', 'bench_table', 'main',
-           'fail']
+           'options', 'train', 'keep_apart', 'spread', 'evaluate', 'predict', 'methods', 'data', 'bench', 'bench_table',
+           'main', 'fail']
 
 # %% ../nbs/foundations/14_cli.ipynb #981f4689
 import json
@@ -175,24 +175,39 @@ def train(
     (gallery.html), figures, the result in numbers (summary.json) and a checkpoint.
     """
     from deepclust_nb import train as training
+    from deepclust_nb.runs import RunFolder
 
     if backbone:
         settings["backbone"] = backbone
     out = out or Path("runs") / f"{method}-{Path(source).stem}"
+    keep_apart(out, Path(source))
     how = {
         "resume": resume,
         "overwrite": overwrite,
         "stop_after": stop_after,
-        "progress": not quiet,
+        "progress": not quiet and sys.stderr.isatty(),
     }
     plans = {
         s: training.make_plan(method, source, seed=s, settings=settings, **asked)
         for s in seeds or [seed]
     }
     folders = {s: out / f"seed{s}" if seeds else out for s in plans}
+    for s, plan in plans.items():  # all of them before the first begins
+        RunFolder(folders[s]).check(plan.config(), resume, overwrite)
     found = [training.train(plan, folders[s], **how) for s, plan in plans.items()]
     if seeds:
         click.echo(spread(found))
+
+
+def keep_apart(
+    out: Path,  # Run folder
+    source: Path,  # Images
+) -> None:
+    "Refuse to write pictures of a run among the images."
+    if source.is_dir() and source.resolve() in (out.resolve(), *out.resolve().parents):
+        raise click.BadParameter(
+            f"{out} lies inside {source}; choose a folder outside", param_hint="--out"
+        )
 
 
 def spread(
@@ -224,10 +239,10 @@ def evaluate(folder, source, probe, device, root):
     from deepclust_nb.runs import RunFolder
 
     config = RunFolder(folder).config()
-    source = source or config["source"]
-    if not source:
+    if not (source or config["source"]):
         raise DeepClustError(f"{folder}: does not say where its images are; name them with --data")
-    data = load_data(source, config["data"]["shape"][1], root)
+    data = load_data(source or config["source"], config["data"]["shape"][1], root)
+    data = data if source else training.limited(data, config["limit"])
     click.echo(json.dumps(training.evaluate_run(folder, data, device, probe), indent=1))
 
 # %% ../nbs/foundations/14_cli.ipynb #8a5bc6f1
@@ -251,7 +266,7 @@ def predict(folder, images, out, device):
     assign, confidence = training.predict(method, data)
     table = assignment_table(data.paths, assign.tolist(), confidence.tolist())
     if out:
-        atomic_write(out, table.encode())
+        atomic_write(out, table.encode("utf-8", "surrogateescape"))
         click.echo(f"{len(data)} images -> {out}")
     else:
         click.echo(table, nl=False)
@@ -313,14 +328,26 @@ def data(source, size, root, download):
 # %% ../nbs/foundations/14_cli.ipynb #e91bf445
 @cli.command()
 @click.argument("method")
-@click.option("--backbone", default="resnet18", show_default=True)
+@click.option("--backbone", default="resnet18", show_default=True, help="Network to measure.")
 @click.option(
-    "--width", type=int, default=16, show_default=True, help="Channels of the first stage."
+    "--width",
+    type=click.IntRange(1),
+    default=16,
+    show_default=True,
+    help="Channels of the first stage.",
 )
-@click.option("--side", type=int, default=32, show_default=True, help="Side of the images, px.")
-@click.option("--bs", type=int, default=128, show_default=True, help="Images per batch.")
 @click.option(
-    "--times", type=int, default=20, show_default=True, help="Repetitions of each measurement."
+    "--side", type=click.IntRange(8), default=32, show_default=True, help="Side of the images, px."
+)
+@click.option(
+    "--bs", type=click.IntRange(2), default=128, show_default=True, help="Images per batch."
+)
+@click.option(
+    "--times",
+    type=click.IntRange(1),
+    default=20,
+    show_default=True,
+    help="Repetitions of each measurement.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @options(DEVICE, SET)
@@ -365,6 +392,9 @@ def main(args: list[str] | None = None) -> None:  # Ends the process
     "The `deepclust` command."
     try:
         sys.exit(cli.main(args, prog_name="deepclust", standalone_mode=False) or 0)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help())
+        sys.exit(2)
     except click.ClickException as error:
         fail(error.format_message())
     except (click.Abort, KeyboardInterrupt):

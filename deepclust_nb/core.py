@@ -43,7 +43,7 @@ def pick_device(
         device = torch.device(name)
     except RuntimeError:
         raise DeepClustError(f"device {name!r}: unknown; use auto, cpu, cuda or mps") from None
-    if {"cuda": cuda, "mps": mps}.get(device.type, True):
+    if {"cuda": cuda, "mps": mps, "cpu": True}.get(device.type, False):
         return device
     raise DeepClustError(f"device {name!r}: not available here; use --device auto or cpu")
 

@@ -406,7 +406,7 @@ def load_npz(
     x, notes = fit_square(images_to_tensor(arrays["images"], path.name), size)
     y, classes = None, ()
     if "labels" in arrays:
-        names = arrays.get("class_names")
+        names = np.atleast_1d(arrays["class_names"]) if "class_names" in arrays else None
         y, classes = labels_to_classes(arrays["labels"], names, len(x), path.name)
     return ImageSet(x, y, classes, title=path.stem, notes=notes)
 
@@ -519,6 +519,10 @@ def load_data(
         raise DeepClustError(unknown_source(str(source)))
     if len(data) < 2:
         raise DeepClustError(f"{data.title}: only {len(data)} image; clustering needs at least 2")
+    if data.shape[1] < 8:
+        raise DeepClustError(
+            f"{data.title}: images of {data.shape[1]} px show nothing; give --size 8 or more"
+        )
     return data
 
 

@@ -25,7 +25,16 @@ from torch import Tensor
 from .bench import estimate, peak_memory_mb
 from .core import DeepClustError, check_k, generator, pick_device
 from .data import ImageSet, load_data
-from .engine import Method, Run, assignments, extract, figures_of, fit, new_run
+from deepclust_nb.engine import (
+    Method,
+    Run,
+    assignments,
+    extract,
+    figures_of,
+    fit,
+    load_state,
+    new_run,
+)
 from .gallery import write_gallery
 from .methods import mmdc, pretext
 from .metrics import confusion, correct, kmeans_score, linear_probe, pixels
@@ -50,13 +59,14 @@ class Plan:
     device: torch.device
     source: str = ""  # Where the images came from, as the user said it
     init: str = ""  # What the backbone starts from, if not from random weights
+    limit: int | None = None  # Images taken of a larger set
 
     def config(self) -> dict:
         "The plan as JSON; two runs with equal configurations are the same run."
         data = {"title": self.data.title, "n": len(self.data), "shape": list(self.data.shape)}
         recipe = {k: v for k, v in asdict(self.recipe).items() if k != "expects"}
         asked = {"method": self.method, "k": self.k, "profile": self.profile, "seed": self.seed}
-        asked |= {"init": self.init, "recipe": recipe, "source": self.source}
+        asked |= {"init": self.init, "limit": self.limit, "recipe": recipe, "source": self.source}
         asked["data"] = data | {"fingerprint": self.data.fingerprint()}
         return as_json(asked | {"device": str(self.device)} | surroundings())
 
@@ -102,9 +112,11 @@ def make_plan(
         raise DeepClustError(f"{data.title}: no classes known; say how many clusters with --k")
     recipe = with_settings(METHODS[method].recipe(data, profile), settings or {})
     recipe = with_epochs(recipe, epochs) if epochs is not None else recipe
-    k, where = check_k(k or data.k, len(data)), pick_device(device)
+    if not 0 <= seed < 2**63:
+        raise DeepClustError(f"seed={seed}: give a whole number from 0 to 2**63 - 1")
+    k, where = check_k(data.k if k is None else k, len(data)), pick_device(device)
     name = "" if isinstance(source, ImageSet) else str(source)
-    return Plan(method, data.to(where), k, recipe, profile, seed, where, name, init)
+    return Plan(method, data.to(where), k, recipe, profile, seed, where, name, init, limit)
 
 
 def limited(
@@ -131,14 +143,11 @@ def start_from(method: Method, folder: str | Path) -> None:
     state = RunFolder(folder).checkpoint()
     if state is None:
         raise DeepClustError(f"{folder}: no checkpoint to start from; train that run first")
-    net = {
-        name.removeprefix("net."): v
-        for name, v in state["method"].items()
-        if name.startswith("net.")
-    }
     try:
+        stored = state["method"].items()
+        net = {name.removeprefix("net."): v for name, v in stored if name.startswith("net.")}
         method.net.load_state_dict(net)
-    except RuntimeError:
+    except (KeyError, TypeError, RuntimeError, AttributeError):
         raise DeepClustError(
             f"{folder}: its network differs; use the same backbone and width"
         ) from None
@@ -149,9 +158,7 @@ def pretrained(
     out: Path,  # Folder of the run that is to start
     **options,  # Of `train`
 ) -> Path:
-    "The folder that `plan.init` names: a run that is there, or one of a method trained now."
-    if plan.init not in METHODS:
-        return Path(plan.init)
+    "The folder of a run of the method that `plan.init` names, trained now."
     recipe = METHODS[plan.init].recipe(plan.data, plan.profile)
     same = ("backbone", "width", "stem", "size", "crops", "sobel")
     recipe = replace(recipe, **{name: getattr(plan.recipe, name) for name in same})
@@ -251,9 +258,13 @@ def train(
     say: Callable[[str], None] = print,  # Where lines for the reader go
 ) -> dict[str, Any]:  # The summary
     "A run from start to gallery."
-    folder = RunFolder(out).open(plan.config(), resume, overwrite)
-    method, views = build(plan)
-    if plan.init and folder.checkpoint() is None:
+    folder = RunFolder(out)
+    folder.check(plan.config(), resume, overwrite)
+    method, views = build(plan)  # before anything is written: a setting may be refused here
+    if plan.init and plan.init not in METHODS:
+        start_from(method, plan.init)
+    folder.open(plan.config(), resume, overwrite)
+    if plan.init in METHODS and folder.checkpoint() is None:
         options = {"resume": resume, "overwrite": overwrite, "progress": progress, "say": say}
         start_from(method, pretrained(plan, folder.path, **options))
     announce(plan, method, views, say)
@@ -328,7 +339,7 @@ def load_run(
     method, _ = METHODS[config["method"]].build(
         stored_recipe(config), blank(config), config["k"], config["seed"]
     )
-    method.load_state_dict(state["method"])
+    load_state(method, state, run)
     return method.to(where).eval(), config
 
 
@@ -362,6 +373,10 @@ def evaluate_run(
 ) -> dict[str, Any]:
     "Figures of a stored run on labelled images."
     method, config = load_run(folder, device)
+    if list(data.shape) != config["data"]["shape"]:
+        raise DeepClustError(
+            f"{data.title}: images {data.shape}, the run knows {config['data']['shape']}"
+        )
     data = data.to(method.t.device)
     found = figures_of(*assignments(method, data), data.y, config["k"])
     if probe and data.y is not None:
