@@ -90,7 +90,7 @@ PROFILE = click.option(
     type=click.Choice(["ci", "laptop", "gpu", "full"]),
     default="laptop",
     show_default=True,
-    help="How much work: ci under a minute, laptop minutes on a CPU, gpu half an hour, full the paper's schedule.",
+    help="How much work: ci about a minute and laptop minutes for a small set on a CPU, gpu half an hour, full the paper's schedule.",
 )
 SET = click.option(
     "--set",
@@ -106,7 +106,9 @@ RECIPE = (
         help="small_cnn, vgg4, resnet18, resnet34 or resnet50. [default: the recipe's]",
     ),
     click.option(
-        "--size", type=int, help="Bring the images to this side, px. [default: as they are]"
+        "--size",
+        type=int,
+        help="Bring the images to this side, px. [default: as they are; for a folder the usual side, at most 96]",
     ),
 )
 
@@ -125,7 +127,9 @@ RECIPE = (
         help="Epochs in all; the stages keep their shares. [default: the recipe's]",
     ),
     click.option(
-        "--stop-after", type=int, help="Leave after so many epochs; go on later with --resume."
+        "--stop-after",
+        type=click.IntRange(1),
+        help="Leave after so many epochs; go on later with --resume.",
     ),
     click.option(
         "--seed", type=int, default=0, show_default=True, help="Of weights, order and augmentation."
@@ -151,7 +155,7 @@ RECIPE = (
     click.option(
         "--init",
         default="",
-        help="Start the backbone from a run folder, or train METHOD (rotnet) first.",
+        help="Start the backbone from another run: its folder, or rotnet, which is then trained first.",
     ),
     SET,
 )
@@ -179,8 +183,9 @@ def train(
 
     if backbone:
         settings["backbone"] = backbone
-    out = out or Path("runs") / f"{method}-{Path(source).stem}"
-    keep_apart(out, Path(source))
+    where = Path(source).expanduser()
+    out = out or Path("runs") / f"{method}-{where.resolve().stem}"
+    keep_apart(out, where)
     how = {
         "resume": resume,
         "overwrite": overwrite,
@@ -243,6 +248,8 @@ def evaluate(folder, source, probe, device, root):
         raise DeepClustError(f"{folder}: does not say where its images are; name them with --data")
     data = load_data(source or config["source"], config["data"]["shape"][1], root)
     data = data if source else training.limited(data, config["limit"])
+    if not source and data.fingerprint() != config["data"]["fingerprint"]:
+        click.echo(f"{data.title}: the images are not those of the training any more", err=True)
     click.echo(json.dumps(training.evaluate_run(folder, data, device, probe), indent=1))
 
 # %% ../nbs/foundations/14_cli.ipynb #8a5bc6f1
@@ -261,8 +268,8 @@ def predict(folder, images, out, device):
 
     method, config = training.load_run(folder, device)
     data = load_files(list(images), config["data"]["shape"])
-    for path, why in data.skipped:
-        click.echo(f"skipped {path}: {why}", err=True)
+    for line in (*data.notes, *(f"skipped {path}: {why}" for path, why in data.skipped)):
+        click.echo(line, err=True)
     assign, confidence = training.predict(method, data)
     table = assignment_table(data.paths, assign.tolist(), confidence.tolist())
     if out:
@@ -381,10 +388,11 @@ def bench_table(method: str, parts: dict[str, float]) -> str:
     lines = [f"{method}: one step of each pass, median"]
     for name in ("step", "bare", "views", "loss and state"):
         lines.append(f"  {name:<16} {1000 * parts[name]:9.2f} ms")
-    lines += [
-        f"  {'step / bare':<16} {parts['ratio']:9.3f}",
-        f"  {'images/s':<16} {parts['images_per_second']:9.0f}",
-    ]
+    ratios = {"step / bare": parts["ratio"]} | {
+        n: v for n, v in parts.items() if n.endswith(" ratio")
+    }
+    lines += [f"  {name:<16} {value:9.3f}" for name, value in ratios.items()]
+    lines.append(f"  {'images/s':<16} {parts['images_per_second']:9.0f}")
     return "\n".join(lines)
 
 # %% ../nbs/foundations/14_cli.ipynb #9bc47470
@@ -399,6 +407,10 @@ def main(args: list[str] | None = None) -> None:  # Ends the process
         fail(error.format_message())
     except (click.Abort, KeyboardInterrupt):
         fail("stopped; the last finished epoch is kept, go on with --resume", 130)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        fail("out of memory: lower --set bs=..., --size or --set width=...")
     except ValueError as error:
         from deepclust_nb.core import DeepClustError
 

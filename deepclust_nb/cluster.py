@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from .core import DeepClustError, check_k, generator, unit
+from .core import DeepClustError, NotFinite, check_k, generator, unit
 
 # %% ../nbs/foundations/04_cluster.ipynb #3f48fe3b
 BLOCK = 2**20  # Most numbers in one (S, K, images) table of scores
@@ -195,7 +195,7 @@ def kmeans(
     restarts: int = 10,  # Independent starts, one batched problem
     iters: int = 100,  # At most, per restart
     tol: float = 1e-4,  # See `lloyd`
-    seed: int = 0,
+    seed: int | tuple = 0,
     spherical: bool = False,  # Cluster directions: rows and centres of length 1
     init: Float[Tensor, "*S K D"] | None = None,  # Starting centres instead of k-means++
     sample: int = 2**13,  # Images that all restarts see
@@ -235,7 +235,7 @@ def check_kmeans(
     check_k(k, len(x))
     x = as_float(x)
     if not x.isfinite().all():
-        raise DeepClustError("k-means: x holds NaN or infinity; look for a diverged network")
+        raise NotFinite("k-means: x holds NaN or infinity; look for a diverged network")
     if init is None:
         return x, None
     if tuple(init.shape[-2:]) != (k, x.shape[1]):
@@ -299,7 +299,7 @@ def fair_prices(
         prices, priced = prices.copy(), costs + prices[:, None]
         for k in range(len(costs)):
             priced[k] = np.inf  # the best of the others
-            prices[k] = fair_price(priced.min(0) - costs[k], capacity[k])
+            prices[k] = fair_price(priced.min(0) - costs[k], int(capacity[k]))
             priced[k] = costs[k] + prices[k]
         before, excess = excess, np.abs(surplus(priced.argmin(0), capacity)).sum()
         if excess >= before:
@@ -333,7 +333,7 @@ def most_willing(
 def cheapest_chain(
     step: Float[np.ndarray, "K K"],  # Cost of moving one image from row to column, not negative
     excess: Int[np.ndarray, " K"],  # Positive where too full, negative where there is room
-) -> tuple[list[int], Float[np.ndarray, " K"]]:  # Targets of the chain; how far prices may fall
+) -> tuple[list, Float[np.ndarray, " K"]]:  # Targets of the chain; how far prices may fall
     "The cheapest chain of moves from a target that is too full to one that has room (Dijkstra 1959)."
     reach = np.where(excess > 0, 0.0, np.inf)
     came_from, settled = np.full(len(step), -1), np.zeros(len(step), bool)
@@ -409,5 +409,5 @@ def check_capacities(
             f"capacities: {capacity.sum()} seats for {n} images; they must be equal"
         )
     if not (cost.abs() < 1e300).all():
-        raise DeepClustError("cost: holds NaN, infinity or more than 1e300; give finite costs")
+        raise NotFinite("cost: holds NaN, infinity or more than 1e300; give finite costs")
     return capacity

@@ -377,6 +377,8 @@ def labels_to_classes(
     if labels.shape != (n,) or labels.dtype.kind not in "iuU":
         what = f"{labels.dtype} {labels.shape}"
         raise DeepClustError(f"{title}: labels are {what}; expected {n} whole numbers or strings")
+    if names is not None and names.ndim != 1:
+        raise DeepClustError(f"{title}: class_names must be a list, a name for each class")
     if names is None:
         names, labels = np.unique(labels, return_inverse=True)
     elif labels.dtype.kind == "U" or labels.min() < 0 or labels.max() >= len(names):
@@ -406,7 +408,7 @@ def load_npz(
     x, notes = fit_square(images_to_tensor(arrays["images"], path.name), size)
     y, classes = None, ()
     if "labels" in arrays:
-        names = np.atleast_1d(arrays["class_names"]) if "class_names" in arrays else None
+        names = arrays.get("class_names")
         y, classes = labels_to_classes(arrays["labels"], names, len(x), path.name)
     return ImageSet(x, y, classes, title=path.stem, notes=notes)
 

@@ -7,6 +7,7 @@ __all__ = ['WRITTEN', 'MAY_DIFFER', 'atomic_write', 'write_error', 'assignment_t
            'RunFolder']
 
 # %% ../nbs/foundations/07_runs.ipynb #3faa7947
+import contextlib
 import csv
 import errno
 import io
@@ -34,14 +35,15 @@ def atomic_write(
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
         raise write_error(path, error) from error
 
 
 def write_error(path: Path, error: OSError) -> DeepClustError:
     "What the user is told when a file cannot be written."
-    if error.errno == errno.ENOSPC:
-        why = "the disk is full; make room, then go on with --resume"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        why = "the disk is full; make room and call again, a run with --resume"
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         why = "no permission to write there; choose another --out"
     else:
@@ -74,6 +76,7 @@ WRITTEN = (  # `config.json` last: while it is there, the folder is known as a r
         "gallery.html",
         "*.part",
     ),
+    *("clusters.png", "sizes.png", "curves.png", "maps.png", "confusion.png"),
     "config.json",
 )
 MAY_DIFFER = ("device", "threads", "versions", "source")  # between the parts of one run
@@ -89,9 +92,14 @@ def first_difference(
         a, b = old.get(key), new.get(key)
         if key in MAY_DIFFER or a == b:
             continue
-        if isinstance(a, dict) and isinstance(b, dict):
-            return first_difference(a, b, f"{where}{key}.")
-        return f"{where}{key} was {a!r}, now {b!r}"
+        inner = isinstance(a, dict) and isinstance(b, dict)
+        found = (
+            first_difference(a, b, f"{where}{key}.")
+            if inner
+            else f"{where}{key} was {a!r}, now {b!r}"
+        )
+        if found:
+            return found
     return None
 
 
@@ -139,9 +147,9 @@ class RunFolder:
     ) -> "RunFolder":
         "Make the folder ready to be written, or say why it cannot be."
         self.check(config, resume, overwrite)
-        if overwrite:
-            self.clear()
         try:
+            if overwrite:
+                self.clear()
             (self.path / "epochs").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise write_error(self.path, error) from error
@@ -153,7 +161,7 @@ class RunFolder:
         init = RunFolder(self.path / "init")
         if init.config_file.is_file():
             init.clear()
-        for pattern in ("epochs/*.npz", "*.png", *WRITTEN):
+        for pattern in ("epochs/[0-9]*.npz", *WRITTEN):
             for file in self.path.glob(pattern):
                 file.unlink()
 
@@ -186,7 +194,7 @@ class RunFolder:
     def keep_epochs(self, epochs: int) -> list[dict]:
         "Forget what was logged after the epoch of the checkpoint; returns what is kept."
         kept = [line for line in self.metrics() if line["epoch"] <= epochs]
-        for file in (self.path / "epochs").glob("*.npz"):
+        for file in (self.path / "epochs").glob("[0-9]*.npz"):
             if int(file.stem) > epochs:
                 file.unlink()
         atomic_write(self.metrics_file, "".join(json.dumps(line) + "\n" for line in kept).encode())
@@ -209,7 +217,7 @@ class RunFolder:
 
     def epochs(self) -> dict[int, dict]:
         "Every stored epoch: {'assign', 'rows', 'xy'}."
-        files = sorted((self.path / "epochs").glob("*.npz"))
+        files = sorted((self.path / "epochs").glob("[0-9]*.npz"))
         return {int(f.stem): dict(np.load(f, allow_pickle=False)) for f in files}
 
     def save_checkpoint(self, state: dict) -> None:
@@ -218,13 +226,13 @@ class RunFolder:
         torch.save(state, buffer)
         atomic_write(self.checkpoint_file, buffer.getvalue())
 
-    def checkpoint(self, device: str | torch.device = "cpu") -> dict | None:
-        "The last good state, or None before the first; never runs code from the file."
+    def checkpoint(self) -> dict | None:
+        "The last good state, on the CPU, or None before the first; never runs code from the file."
         if not self.checkpoint_file.exists():
             return None
         try:
             with warnings.catch_warnings(action="ignore"):
-                return torch.load(self.checkpoint_file, map_location=device, weights_only=True)
+                return torch.load(self.checkpoint_file, map_location="cpu", weights_only=True)
         except Exception as error:
             raise DeepClustError(
                 f"{self.checkpoint_file}: not a checkpoint of plain tensors "

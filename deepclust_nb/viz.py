@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
 
 from .core import DeepClustError, to_numpy
 
@@ -343,7 +344,8 @@ def plot_confusion(
 # %% ../nbs/foundations/08_viz.ipynb #f45a4740
 def pca_2d(h: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N 2"]:
     "The two directions of largest variance, with signs that do not depend on the solver."
-    pca = PCA(2, svd_solver="full").fit(h)
+    with threadpool_limits(1):  # more threads would only fight torch's for the cores
+        pca = PCA(2, svd_solver="covariance_eigh").fit(h)
     largest = np.abs(pca.components_).argmax(1)
     return pca.transform(h) * np.sign(pca.components_[[0, 1], largest])
 

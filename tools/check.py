@@ -64,7 +64,7 @@ STEPS = [
     Step(
         "pytest",
         "plain tests",
-        "{py} -m pytest -n {n} --jaxtyping-packages=deepclust_nb,beartype.beartype --junitxml {junit}",
+        "{py} -m pytest -n {n} --dist loadfile --junitxml {junit}",
         wide=True,
     ),
     Step("mutate", "the lessons notice mistakes", "{py} tools/mutate.py --workers {n}", wide=True),

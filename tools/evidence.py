@@ -78,7 +78,7 @@ def command(claim: dict, changes: list[str], seed: int, out: Path, root: str | N
 
 def commit() -> str:
     "The commit that is checked out."
-    run = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    run = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
     return run.stdout.strip() or "unknown"
 
 
@@ -106,7 +106,10 @@ def write(name: str, result: dict) -> None:
     "Keep what has been measured, in the order of variants and seeds."
     order = list(CLAIMS[name]["variants"])
     result["records"].sort(key=lambda r: (order.index(r["variant"]), r["seed"]))
-    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    RESULTS.mkdir(exist_ok=True)
+    part = RESULTS / f"{name}.json.part"
+    part.write_text(json.dumps(result, indent=1) + "\n")
+    part.replace(RESULTS / f"{name}.json")
 
 
 def measure(name: str, seeds: list[int], again: bool, root: str | None) -> None:

@@ -19,7 +19,7 @@ from ..augment import Augment, rotate4
 from ..cluster import kmeans
 from ..core import unit
 from ..data import ImageSet
-from ..engine import Method, Pass, extract
+from ..engine import Method, extract
 from deepclust_nb.recipes import (
     Card,
     Recipe,
@@ -71,22 +71,16 @@ class RotNet(Method):
         net: nn.Module,  # Backbone with `out_features`
         k: int,
         view: Callable,  # Test view: stored image -> network input
-        augment: Augment,  # Of each turned copy
     ):
         super().__init__(k)
-        self.net, self.view, self.augment = net, view, augment
+        self.net, self.view = net, view
         self.turn_head = nn.Linear(net.out_features, 4)
         self.register_buffer("centres", unit(torch.randn(k, net.out_features)))  # (K,D)
 
-    def passes(self, run) -> list[Pass]:
-        "One pass over the turned images."
-        return [Pass("turn", turned_views(self.augment), self.loss, self.update)]
-
     def e_step(self, run) -> None:
-        "After the last epoch: k-means on the features."
-        if run.epoch == run.epochs:
-            h = extract(self, run.data, self.features)
-            self.centres.copy_(kmeans(h, self.k, seed=run.draws.seed).centres)
+        "k-means on the features; only the scores read it."
+        h = extract(self, run.data, self.features)
+        self.centres.copy_(kmeans(h, self.k, seed=run.draws.seed).centres)
 
     def loss(self, idx: Int[Tensor, " B"], batch: dict) -> dict:
         "The rotation loss, and how often the turn is recognised."
@@ -105,16 +99,18 @@ class RotNet(Method):
 class RotNetRecipe(Recipe):
     "Settings of a RotNet run; the schedule is that of RotNet's own program for CIFAR-10."
 
-    main_epochs: int = setting(200, "epochs")
-    lr: float = setting(0.1, "learning rate")
+    main_epochs: int = setting(200, "epochs", 0)
+    lr: float = setting(0.1, "learning rate", 0)
     drops: tuple = setting(
         ((0.3, 0.2), (0.6, 0.2), (0.8, 0.2)), "(progress, factor) drops of the rate"
     )
 
 
 ROTNET = {
-    ("*", "ci"): {"main_epochs": 4},
-    ("*", "laptop"): {"main_epochs": 20},
+    ("digits", "ci"): {"main_epochs": 10},
+    ("digits", "laptop"): {"main_epochs": 40},
+    ("*", "ci"): {"main_epochs": 2, "width": 8},
+    ("*", "laptop"): {"main_epochs": 8, "width": 16},
     ("*", "gpu"): {"main_epochs": 100},
     ("*", "full"): {},
 }
@@ -129,10 +125,9 @@ def build_rotnet(
     recipe: RotNetRecipe, data: ImageSet, k: int, seed: int
 ) -> tuple[RotNet, Callable]:
     "A fresh RotNet and its views."
-    augment = crop_only(recipe)
     net = network(recipe, data.shape[0])
-    method = RotNet(net, k, test_view(recipe, data), augment)
-    return with_weights(recipe, method), turned_views(augment)
+    method = RotNet(net, k, test_view(recipe, data))
+    return with_weights(recipe, method), turned_views(crop_only(recipe))
 
 
 CARDS = {

@@ -1,0 +1,33 @@
+"Every file of results/ says what was measured, how, and on what."
+
+import json
+
+import pytest
+from conftest import ROOT
+
+FILES = sorted((ROOT / "results").glob("*.json"))
+HEAD = {"claim", "fidelity", "paper", "protocol", "records"}
+RECORD = {
+    *("variant", "commit", "cores", "method", "data", "n", "k", "profile", "seed", "epochs", "recipe"),
+    *("acc", "nmi", "ari", "baseline", "stages", "curve", "seconds", "images_per_second"),
+    *("peak_memory_mb", "device", "threads", "versions"),
+}
+
+
+def test_there_are_results():
+    "The lessons draw these."
+    assert {"mmdc_digits", "mmdc_mnist10k", "mmdc_digits_parts"} <= {file.stem for file in FILES}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_record(file):
+    "All keys are there, figures are in range, and each variant has at least three seeds."
+    result = json.loads(file.read_text())
+    assert result.keys() == HEAD
+    seeds = {}
+    for record in result["records"]:
+        assert record.keys() >= RECORD, RECORD - record.keys()
+        assert all(-0.5 <= record[name] <= 1 for name in ("acc", "nmi", "ari"))
+        assert record["baseline"]["acc"] is not None and record["curve"]
+        seeds.setdefault(record["variant"], set()).add(record["seed"])
+    assert all(len(found) >= 3 for found in seeds.values()), seeds

@@ -1,0 +1,47 @@
+"Shapes and types in signatures hold while the library trains, stops, resumes, evaluates and predicts."
+
+import os
+import subprocess
+import sys
+
+from conftest import DEVICE, ROOT
+
+PROGRAM = """
+import sys
+from jaxtyping import install_import_hook
+with install_import_hook("deepclust_nb", "typechecker.checked"):
+    from deepclust_nb import cli, train  # train imports everything else
+
+def call(*args):
+    try:
+        cli.main([*args, "--device", "{device}"])
+    except SystemExit as end:
+        assert not end.code, args
+
+tiny = ["--data", "digits", "--profile", "ci", "--limit", "150", "--epochs", "3", "--quiet"]
+tiny += ["--set", "width=4", "--set", "rotation=True"]
+call("train", "mmdc", *tiny, "--out", "a", "--stop-after", "1")
+call("train", "mmdc", *tiny, "--out", "a", "--resume")
+call("train", "nat", *tiny, "--out", "b")
+call("train", "mmdc", *tiny, "--out", "c", "--set", "var=0.1", "--set", "means=random", "--init", "rotnet")
+call("evaluate", "a", "--probe")
+call("bench", "mmdc", "--width", "4", "--side", "16", "--bs", "8", "--times", "1")
+"""
+
+
+def test_signatures_hold(tmp_path):
+    "jaxtyping and beartype check every call of a few small runs."
+    env = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
+    program = [sys.executable, "-c", PROGRAM.replace("{device}", DEVICE)]
+    run = subprocess.run(program, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+
+
+def test_the_checker_checks(tmp_path):
+    "A wrong shape is noticed; without this the test above could pass by checking nothing."
+    program = PROGRAM.split("def call")[0] + (
+        "import torch\nfrom deepclust_nb.methods.mmdc import mse\nmse(torch.zeros(2, 3), torch.zeros(2, 4))"
+    )
+    env = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
+    run = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert run.returncode == 1 and "TypeCheckError" in run.stderr, run.stderr[-3000:]
