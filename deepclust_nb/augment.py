@@ -77,7 +77,10 @@ class RandomFlip:
 class Augment:
     "Operations one after the other."
 
-    def __init__(self, *ops):
+    def __init__(
+        self,
+        *ops,  # Applied first to last
+    ):
         self.ops = ops
         self.columns = sum(op.columns for op in ops)
 

@@ -203,7 +203,7 @@ def train(
     if seeds:
         click.echo(spread(found))
 
-
+# %% ../nbs/foundations/14_cli.ipynb #04d610ad
 def keep_apart(
     out: Path,  # Run folder
     source: Path,  # Images

@@ -172,7 +172,7 @@ def starting_centres(
     x: Float[Tensor, "N D"],
     k: int,
     restarts: int,  # Runs side by side
-    seed: int,
+    seed: int | tuple,
     sample: int,  # Images that all restarts see, k at least
     finalists: int,  # Restarts that go on to all images
     **loop,  # iters, tol, spherical: passed to `lloyd`
@@ -333,12 +333,12 @@ def most_willing(
 def cheapest_chain(
     step: Float[np.ndarray, "K K"],  # Cost of moving one image from row to column, not negative
     excess: Int[np.ndarray, " K"],  # Positive where too full, negative where there is room
-) -> tuple[list, Float[np.ndarray, " K"]]:  # Targets of the chain; how far prices may fall
+) -> tuple[list[int], Float[np.ndarray, " K"]]:  # Targets of the chain; how far prices may fall
     "The cheapest chain of moves from a target that is too full to one that has room (Dijkstra 1959)."
     reach = np.where(excess > 0, 0.0, np.inf)
     came_from, settled = np.full(len(step), -1), np.zeros(len(step), bool)
     while True:
-        here = np.where(settled, np.inf, reach).argmin()
+        here = int(np.where(settled, np.inf, reach).argmin())
         if excess[here] < 0:
             break
         settled[here] = True
@@ -347,7 +347,7 @@ def cheapest_chain(
         came_from[nearer] = here
     fall, chain = np.minimum(reach, reach[here]), [here]
     while came_from[chain[0]] >= 0:
-        chain.insert(0, came_from[chain[0]])
+        chain.insert(0, int(came_from[chain[0]]))
     return chain, fall
 
 # %% ../nbs/foundations/04_cluster.ipynb #d66c7182

@@ -226,10 +226,13 @@ def refuse_nan(means: dict[str, float], epoch: int) -> None:
         )
 
 
-def refuse_broken(method: Method, epoch: int) -> None:
-    "Stop when a weight or a buffer is not a number, even if no loss has shown it yet."
-    floats = {n: t for n, t in method.state_dict().items() if t.is_floating_point()}
-    refuse_nan({n: float(t.abs().max()) for n, t in floats.items() if t.numel()}, epoch)
+def refuse_broken(run: Run) -> None:
+    "Stop when weights, or what they make of some images, are not numbers, though no loss shows it yet."
+    found = {n: t for n, t in run.method.state_dict().items() if t.is_floating_point()}
+    _, x = next(iter(run.data.batches(run.bs)))
+    with evaluating(run.method):
+        found |= {"features": run.method.features(x), "scores": run.method.scores(x)}
+    refuse_nan({n: float(t.abs().max()) for n, t in found.items() if t.numel()}, run.epoch)
 
 # %% ../nbs/foundations/10_engine.ipynb #f8a5c6e9
 def train_epoch(
@@ -245,7 +248,7 @@ def train_epoch(
     means = {}
     for i, what in enumerate(passes):
         means |= train_pass(run, what, (i / len(passes), 1 / len(passes)), bar)
-    refuse_broken(method, run.epoch)
+    refuse_broken(run)
     run.epoch += 1
     if run.epoch == run.epochs:
         run.at(1.0)
@@ -327,7 +330,11 @@ def restore(run: Run, folder: RunFolder) -> None:
         getattr(torch, device).set_rng_state(state["device_rng"])
 
 
-def load_state(method: Method, state: dict, folder: RunFolder) -> None:
+def load_state(
+    method: Method,
+    state: dict,  # A checkpoint
+    folder: RunFolder,
+) -> None:
     "Weights and buffers of a checkpoint, refused when they are of something else."
     try:
         method.load_state_dict(state["method"])

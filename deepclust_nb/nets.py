@@ -70,7 +70,14 @@ STEMS = {
 class SmallImageResNet(ResNet):
     "torchvision's ResNet with a 3x3 stem, any width, and no classifier."
 
-    def __init__(self, block, layers, channels, width, stem):
+    def __init__(
+        self,
+        block: type[nn.Module],  # BasicBlock or Bottleneck
+        layers: list[int],  # Blocks of each stage
+        channels: int,
+        width: int,
+        stem: str,  # A key of `STEMS`
+    ):
         self.width = width
         super().__init__(block, layers)
         self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)

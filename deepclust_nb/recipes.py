@@ -54,7 +54,8 @@ def check_tuples(crops: tuple, drops: tuple) -> None:
             f"drops={drops}: give (progress, factor) pairs, such as drops=((0.8,0.1),)"
         )
 
-
+# %% ../nbs/foundations/12_recipes.ipynb #a90b11bb
+# long: a table of settings, a line each
 @dataclass(frozen=True)
 class Recipe:
     "Settings of a run that every method has."

@@ -120,7 +120,9 @@ def make_plan(
     return Plan(method, data.to(where), k, recipe, profile, seed, where, name, init, limit)
 
 
-def where_from(source: str | Path) -> str:
+def where_from(
+    source: str | Path,  # As the user said it
+) -> str:
     "A name as it is, a path as it can be found from anywhere."
     path = Path(source).expanduser()
     return str(source) if str(source) in DATASETS or not path.exists() else str(path.resolve())
@@ -230,10 +232,10 @@ def map_captions(folder: RunFolder, columns: int = 4) -> list[tuple]:
 
 def curves_of(history: list[dict]) -> list[str]:
     "Which figures of a history are worth a curve."
-    names = [name for line in history for name in line]
+    names = [name for line in history for name, value in line.items() if value is not None]
     return [n for n in dict.fromkeys(names) if n in ("acc", "nmi", "mass_entropy") or ".loss" in n]
 
-
+# %% ../nbs/foundations/13_train.ipynb #5ef54084
 def save_figures(
     folder: RunFolder, data: ImageSet, assign, confidence, k: int
 ) -> list[tuple[str, Path]]:
@@ -386,7 +388,7 @@ def predict(
     "Which cluster new images belong to."
     return assignments(method, images.to(method.t.device))
 
-
+# %% ../nbs/foundations/13_train.ipynb #4717c13a
 def evaluate_run(
     folder: str | Path,
     data: ImageSet,  # Images with labels

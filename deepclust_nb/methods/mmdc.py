@@ -343,7 +343,7 @@ RECIPES = {
     ("*", "full"): {},
 }
 
-
+# %% ../../nbs/methods/10_mmdc.ipynb #be3d9db7
 def mmdc_recipe(data: ImageSet, profile: str) -> MMDCRecipe:
     "MMDC's settings for a data set."
     return pick_recipe(MMDCRecipe(), RECIPES, data, profile)
