@@ -17,7 +17,6 @@ from torch.nn import functional as F
 
 from ..augment import Augment, rotate4
 from ..cluster import kmeans
-from ..core import unit
 from ..data import ImageSet
 from ..engine import Method, extract
 from deepclust_nb.recipes import (
@@ -75,7 +74,7 @@ class RotNet(Method):
         super().__init__(k)
         self.net, self.view = net, view
         self.turn_head = nn.Linear(net.out_features, 4)
-        self.register_buffer("centres", unit(torch.randn(k, net.out_features)))  # (K,D)
+        self.register_buffer("centres", torch.zeros(k, net.out_features))  # (K,D)
 
     def e_step(self, run) -> None:
         "k-means on the features; only the scores read it."
