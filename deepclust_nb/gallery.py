@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from jinja2 import DictLoader, Environment, StrictUndefined
 from PIL import Image
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['METHODS', 'Plan', 'as_json', 'surroundings', 'make_plan', 'where_from', 'limited', 'build', 'start_from',
            'pretrained', 'pixel_baseline', 'rounded', 'summary_of', 'save_figure', 'map_captions', 'curves_of',
-           'save_figures', 'confusion_of', 'train', 'announce', 'duration', 'finish', 'compared', 'load_run',
-           'stored_recipe', 'blank', 'predict', 'evaluate_run']
+           'save_figures', 'confusion_of', 'train', 'epochs_left', 'announce', 'duration', 'finish', 'compared',
+           'load_run', 'stored_recipe', 'blank', 'predict', 'evaluate_run']
 
 # %% ../nbs/foundations/13_train.ipynb #4ea4f0ca
 import importlib.metadata
@@ -285,7 +285,7 @@ def train(
     if plan.init in METHODS and fresh:
         options = {"resume": resume, "overwrite": overwrite, "progress": progress, "say": say}
         start_from(method, pretrained(plan, folder.path, **options))
-    announce(plan, method, views, say)
+    announce(plan, method, views, say, epochs_left(plan, folder, stop_after))
     settings = plan.recipe.fit_settings() | {"seed": plan.seed, "stop_after": stop_after}
     run = fit(
         method, plan.data, views, folder, resume, on_epoch=on_epoch, progress=progress, **settings
@@ -293,7 +293,21 @@ def train(
     return finish(plan, run, folder, say)
 
 
-def announce(plan: Plan, method: Method, views: Callable, say: Callable) -> None:
+def epochs_left(plan: Plan, folder: RunFolder, stop_after: int | None) -> tuple[int, int]:  # of
+    "How many epochs will be trained now, and how many the whole run has; `stop_after` may cut it."
+    total = sum(epochs for _, epochs in plan.recipe.stages())
+    state = folder.checkpoint()
+    done = state.get("epoch", 0) if isinstance(state, dict) else 0
+    return max(0, min(total, stop_after or total) - done), total
+
+# %% ../nbs/foundations/13_train.ipynb #97b00a1f
+def announce(
+    plan: Plan,
+    method: Method,
+    views: Callable,
+    say: Callable,
+    left: tuple[int, int],  # Epochs to train now, of so many
+) -> None:
     "What will happen, how long it will take and how much memory."
     data, settings = plan.data, plan.recipe.fit_settings()
     log_every = settings.pop("log_every")
@@ -302,9 +316,11 @@ def announce(plan: Plan, method: Method, views: Callable, say: Callable) -> None
     expected = estimate(new_run(method, data, views, **settings), log_every)
     stages = " + ".join(f"{epochs} {name}" for name, epochs in settings["stages"])
     memory = expected["memory_mb"]
+    part, total = left
+    some = "" if part == total else f" ({part} of them now)"
     say(
         f"{plan.method} on {data.title}: {len(data)} images {tuple(data.shape)} into {plan.k} clusters, "
-        f"{stages} epochs on {plan.device}; about {duration(expected['seconds'])}"
+        f"{stages} epochs{some} on {plan.device}; about {duration(expected['seconds'] * part / total)}"
         + (f" and {memory / 1024:.1f} GB" if memory else "")
     )
     if plan.recipe.expects:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 from jaxtyping import Float, Integer
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke

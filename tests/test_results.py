@@ -3,12 +3,25 @@
 import json
 
 import pytest
+
 from conftest import ROOT
 
 FILES = sorted((ROOT / "results").glob("*.json"))
 HEAD = {"claim", "fidelity", "paper", "protocol", "records"}
 RECORD = {
-    *("variant", "commit", "cores", "method", "data", "n", "k", "profile", "seed", "epochs", "recipe"),
+    *(
+        "variant",
+        "commit",
+        "cores",
+        "method",
+        "data",
+        "n",
+        "k",
+        "profile",
+        "seed",
+        "epochs",
+        "recipe",
+    ),
     *("acc", "nmi", "ari", "baseline", "stages", "curve", "seconds", "images_per_second"),
     *("peak_memory_mb", "device", "threads", "versions"),
 }

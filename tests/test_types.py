@@ -43,5 +43,7 @@ def test_the_checker_checks(tmp_path):
         "import torch\nfrom deepclust_nb.methods.mmdc import mse\nmse(torch.zeros(2, 3), torch.zeros(2, 4))"
     )
     env = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
-    run = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=env, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
     assert run.returncode == 1 and "TypeCheckError" in run.stderr, run.stderr[-3000:]

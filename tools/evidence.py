@@ -48,7 +48,13 @@ CLAIMS = {
         "args": ["mmdc", "--data", "mnist", "--limit", "10000", "--profile", "laptop"],
         "variants": {"MMDC": []},
         "fidelity": "lossless; 10,000 of the 70,000 images of the merged set, drawn once",
-        "paper": {"table": "V", "data": "MNIST, 70,000 images", "acc": 0.990, "nmi": 0.971, "before": 0.981},
+        "paper": {
+            "table": "V",
+            "data": "MNIST, 70,000 images",
+            "acc": 0.990,
+            "nmi": 0.971,
+            "before": 0.981,
+        },
     },
     "mmdc_digits_parts": {
         "claim": "What each part of MMDC does, digits, profile ci",
@@ -72,13 +78,23 @@ def command(claim: dict, changes: list[str], seed: int, out: Path, root: str | N
     methods = [change for change in changes if "=" not in change]
     settings = [part for change in changes if "=" in change for part in ("--set", change)]
     where = ["--data-root", root] if root else []
-    program = [sys.executable, "-m", "deepclust_nb.cli", "train", *methods, *claim["args"], *settings]
+    program = [
+        sys.executable,
+        "-m",
+        "deepclust_nb.cli",
+        "train",
+        *methods,
+        *claim["args"],
+        *settings,
+    ]
     return [*program, *where, "--seed", str(seed), "--out", str(out)]
 
 
 def commit() -> str:
     "The commit that is checked out."
-    run = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    run = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
+    )
     return run.stdout.strip() or "unknown"
 
 
@@ -134,14 +150,18 @@ def report(name: str) -> None:
         values = [r["acc"] for r in runs]
         found = "not run"
         if values:
-            found = f"ACC {statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f}), "
+            found = (
+                f"ACC {statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f}), "
+            )
             found += f"{len(values)} seeds, {max(r['seconds'] for r in runs):.0f} s at most"
         print(f"  {variant:<30} {found}")
 
 
 def main() -> None:
     "Parse the command line and run."
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("claims", nargs="*", metavar="CLAIM", help=", ".join(CLAIMS))
     parser.add_argument("--seeds", default="0,1,2", help="default 0,1,2")
     parser.add_argument("--data-root", help="folder that holds torchvision's files")

@@ -101,7 +101,7 @@ def exchange(
     seats: Int[Tensor, " M"],  # How many images each target takes, summing to B
     held: Int[Tensor, " B"],  # What each image holds now
 ) -> Int[Tensor, " B"]:  # What each image gets
-    "The cheapest way to permute the batch's targets (MMDC, Alg. 1; one B×M trip to the CPU)."
+    "The cheapest way to permute the batch's targets (MMDC, Alg. 1)."
     return assign_capacity(cost, seats)
 
 
@@ -130,9 +130,10 @@ def reassign(
     cost: Callable = euclidean,  # (z, targets) -> (B,M)
     rule: Callable = exchange,  # (cost, seats, held) -> what each image gets
 ) -> Int[Tensor, " B"]:  # Row of the cloud that each image gets
-    "Hand out the batch's own targets anew (MMDC, Alg. 1)."
-    targets, held, seats = slot.unique(return_inverse=True, return_counts=True)
-    return targets[rule(cost(z, cloud[targets]), seats, held)]
+    "Hand out the batch's own targets anew, on the CPU (MMDC, Alg. 1)."
+    targets, held, seats = slot.cpu().unique(return_inverse=True, return_counts=True)
+    costs = cost(z, cloud[targets.to(z.device)]).cpu()  # the one large trip of a step: B×M numbers
+    return targets[rule(costs, seats, held)].to(slot.device)
 
 # %% ../../nbs/methods/10_mmdc.ipynb #22fe6ff2
 def mse(
