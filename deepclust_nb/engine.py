@@ -472,8 +472,10 @@ def check_method(
     idx, x = next(iter(run.data.batches(bs, torch.arange(len(data)))))
     for what in method.passes(run):
         check_pass(run, what, idx, x)
-    idle = [n for n, p in method.named_parameters() if p.requires_grad and p.grad is None]
+    trainable = {n: p for n, p in method.named_parameters() if p.requires_grad}
+    idle = [n for n, p in trainable.items() if p.grad is None or not p.grad.any()]
     promise(not idle, f"a gradient reaches every trainable parameter, but not {idle}")
+    run.optimiser.step()  # what is loaded below has been trained
     fresh = make().to(data.x.device).train()
     fresh.load_state_dict(method.state_dict())
     for one, other in zip(method.passes(run), fresh.passes(run)):
