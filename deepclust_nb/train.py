@@ -249,7 +249,7 @@ def save_figures(
             data.x, assign, confidence, k, correct=right
         ),
         "Cluster sizes": plot_sizes(sizes, classes),
-        "Training": plot_curves(history, curves_of(history)),
+        "Training": plot_curves(history, curves_of(history), columns=4),
         "Map of the features": plot_maps(map_captions(folder), columns=4),
     }
     if data.y is not None:
