@@ -12,6 +12,7 @@ __all__ = ['CHANGES', 'ENDINGS', 'DATASETS', 'DATA_ROOT', 'ImageSet', 'epoch_ord
 # %% ../nbs/foundations/01_data.ipynb #9c5640bf
 import difflib
 import hashlib
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -96,12 +97,15 @@ class ImageSet:
 
     def batches(
         self,
-        bs: int,  # Images in a batch; the last batch may be smaller
+        bs: int,  # Images in a batch at most; batches are as equal as they can be
         order: Int64[Tensor, " n"] | None = None,  # Positions to visit; None: all, first to last
     ) -> Iterator[tuple[Int64[Tensor, " B"], Float[Tensor, "B C H W"]]]:  # Pixels in [0, 1]
         "Positions and images, batch by batch, on the device of the set; never a label."
         order = torch.arange(len(self)) if order is None else order
-        for idx in order.to(self.x.device).split(bs):
+        parts = math.ceil(len(order) / bs)
+        if bs > 1:  # batch-norm cannot train on a single image
+            parts = max(1, min(parts, len(order) // 2))
+        for idx in order.to(self.x.device).tensor_split(parts):
             yield idx, self.x[idx].float().div_(255)
 
 # %% ../nbs/foundations/01_data.ipynb #cd3cfab6
