@@ -8,7 +8,6 @@ __all__ = ['peak_memory_mb', 'synchronise', 'trial_of', 'estimate', 'look_second
 
 # %% ../nbs/foundations/11_bench.ipynb #cc118db2
 import copy
-import math
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .core import Draws, evaluating
+from .data import batch_count
 from .engine import Method, Pass, Run, train_step
 from .viz import embed_2d
 
@@ -59,7 +59,7 @@ def estimate(
 ) -> dict[str, float | None]:  # 'seconds', 'memory_mb'
     "Time and memory the rest of the run will take, from a few steps of a copy."
     trial, device, seconds = trial_of(run), run.method.t.device, 0.0
-    batches = math.ceil(len(run.data) / run.bs)
+    batches = batch_count(len(run.data), run.bs)
     idx, x = next(iter(run.data.batches(run.bs, torch.arange(len(run.data)))))
     with torch.random.fork_rng(devices=[]):
         for what in trial.method.passes(trial):

@@ -131,9 +131,7 @@ RECIPE = (
         type=click.IntRange(1),
         help="Leave after so many epochs; go on later with --resume.",
     ),
-    click.option(
-        "--seed", type=int, default=0, show_default=True, help="Of weights, order and augmentation."
-    ),
+    click.option("--seed", type=int, help="Of weights, order and augmentation. [default: 0]"),
     click.option(
         "--seeds",
         callback=seeds_of,
@@ -154,8 +152,7 @@ RECIPE = (
     click.option("--quiet", is_flag=True, help="No progress bar."),
     click.option(
         "--init",
-        default="",
-        help="Start the backbone from another run: its folder, or rotnet, which is then trained first.",
+        help="Where the backbone starts: random, rotnet or instance (trained first), or the folder of a run. [default: the recipe's]",
     ),
     SET,
 )
@@ -186,6 +183,8 @@ def train(
     where = Path(source).expanduser()
     out = out or Path("runs") / f"{method}-{where.resolve().stem}"
     keep_apart(out, where)
+    if seeds and seed is not None:
+        raise click.UsageError("--seed and --seeds: choose one")
     how = {
         "resume": resume,
         "overwrite": overwrite,
@@ -194,7 +193,7 @@ def train(
     }
     plans = {
         s: training.make_plan(method, source, seed=s, settings=settings, **asked)
-        for s in seeds or [seed]
+        for s in seeds or [seed or 0]
     }
     folders = {s: out / f"seed{s}" if seeds else out for s in plans}
     for s, plan in plans.items():  # all of them before the first begins

@@ -72,6 +72,7 @@ WRITTEN = (  # `config.json` last: while it is there, the folder is known as a r
         "metrics.jsonl",
         "checkpoint.pt",
         "summary.json",
+        "start.json",
         "assignments.csv",
         "gallery.html",
         "*.part",

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'Plan', 'as_json', 'surroundings', 'make_plan', 'where_from', 'limited', 'build', 'start_from',
-           'pretrained', 'pixel_baseline', 'rounded', 'summary_of', 'save_figure', 'map_captions', 'curves_of',
-           'save_figures', 'confusion_of', 'train', 'epochs_left', 'announce', 'duration', 'finish', 'compared',
-           'load_run', 'stored_recipe', 'blank', 'predict', 'evaluate_run']
+           'pretrained', 'pixel_baseline', 'note_start', 'start_of', 'rounded', 'summary_of', 'save_figure',
+           'map_captions', 'curves_of', 'save_figures', 'confusion_of', 'train', 'epochs_left', 'announce', 'duration',
+           'finish', 'compared', 'load_run', 'stored_recipe', 'blank', 'predict', 'evaluate_run']
 
 # %% ../nbs/foundations/13_train.ipynb #4ea4f0ca
 import importlib.metadata
 import io
+import json
 import math
 import platform
 from collections.abc import Callable
@@ -37,14 +38,14 @@ from deepclust_nb.engine import (
     new_run,
 )
 from .gallery import write_gallery
-from .methods import mmdc, pretext
+from .methods import lsdc, mmdc, pretext
 from .metrics import confusion, correct, kmeans_score, linear_probe, pixels
 from .recipes import Card, Recipe, with_epochs, with_settings
 from .runs import RunFolder, atomic_write, write_json
 from .viz import plot_confusion, plot_curves, plot_maps, plot_sizes, show_clusters
 
 # %% ../nbs/foundations/13_train.ipynb #bfe2fec4
-METHODS: dict[str, Card] = {**mmdc.CARDS, **pretext.CARDS}
+METHODS: dict[str, Card] = {**mmdc.CARDS, **lsdc.CARDS, **pretext.CARDS}
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,6 @@ class Plan:
     seed: int
     device: torch.device
     source: str = ""  # Where the images came from, as the user said it
-    init: str = ""  # What the backbone starts from, if not from random weights
     limit: int | None = None  # Images taken of a larger set
 
     def config(self) -> dict:
@@ -67,7 +67,7 @@ class Plan:
         data = {"title": self.data.title, "n": len(self.data), "shape": list(self.data.shape)}
         recipe = {k: v for k, v in asdict(self.recipe).items() if k != "expects"}
         asked = {"method": self.method, "k": self.k, "profile": self.profile, "seed": self.seed}
-        asked |= {"init": self.init, "limit": self.limit, "recipe": recipe, "source": self.source}
+        asked |= {"limit": self.limit, "recipe": recipe, "source": self.source}
         asked["data"] = data | {"fingerprint": self.data.fingerprint()}
         return as_json(asked | {"device": str(self.device)} | surroundings())
 
@@ -102,7 +102,8 @@ def make_plan(
     download: bool = False,  # Whether torchvision may fetch them
     device: str = "auto",
     settings: dict[str, Any] | None = None,  # Changes of the recipe by name
-    init: str = "",  # Method to pre-train with, or folder of a run to start from
+    init: str
+    | None = None,  # Start of the backbone: random, a method, a run folder; None: recipe's
 ) -> Plan:
     "Settle a run, or say in one line why it cannot be."
     if method not in METHODS:
@@ -111,13 +112,14 @@ def make_plan(
     data = limited(data, limit)
     if k is None and data.k is None:
         raise DeepClustError(f"{data.title}: no classes known; say how many clusters with --k")
-    recipe = with_settings(METHODS[method].recipe(data, profile), settings or {})
+    changes = (settings or {}) | ({} if init is None else {"init": str(init)})
+    recipe = with_settings(METHODS[method].recipe(data, profile), changes)
     recipe = with_epochs(recipe, epochs) if epochs is not None else recipe
     if not 0 <= seed < 2**63:
         raise DeepClustError(f"seed={seed}: give a whole number from 0 to 2**63 - 1")
     k, where = check_k(data.k if k is None else k, len(data)), pick_device(device)
     name = "" if isinstance(source, ImageSet) else where_from(source)
-    return Plan(method, data.to(where), k, recipe, profile, seed, where, name, init, limit)
+    return Plan(method, data.to(where), k, recipe, profile, seed, where, name, limit)
 
 
 def where_from(
@@ -152,7 +154,7 @@ def start_from(method: Method, folder: str | Path) -> None:
     state = RunFolder(folder).checkpoint()
     if state is None:
         raise DeepClustError(
-            f"{folder}: no run to start from; give a run folder or one of {', '.join(METHODS)}"
+            f"{folder}: no run to start from; give random, a run folder, or one of {', '.join(METHODS)}"
         )
     try:
         stored = state["method"].items()
@@ -169,11 +171,12 @@ def pretrained(
     out: Path,  # Folder of the run that is to start
     **options,  # Of `train`
 ) -> Path:
-    "The folder of a run of the method that `plan.init` names, trained now."
-    recipe = METHODS[plan.init].recipe(plan.data, plan.profile)
-    same = ("backbone", "width", "stem", "size", "crops", "sobel")
+    "The folder of a run of the method that the recipe starts from, trained now."
+    method = plan.recipe.init
+    recipe = METHODS[method].recipe(plan.data, plan.profile)
+    same = ("backbone", "width", "stem", "shortcut", "size", "crops", "mean", "std", "sobel")
     recipe = replace(recipe, **{name: getattr(plan.recipe, name) for name in same})
-    train(replace(plan, method=plan.init, recipe=recipe, init=""), out / "init", **options)
+    train(replace(plan, method=method, recipe=recipe), out / "init", **options)
     return out / "init"
 
 # %% ../nbs/foundations/13_train.ipynb #cf2edcbe
@@ -181,6 +184,22 @@ def pixel_baseline(data: ImageSet, k: int, seed: int = 0) -> dict[str, Any]:
     "ACC, NMI and ARI of k-means on pixels, and on how many images."
     some = limited(data, 10_000)
     return kmeans_score(pixels(some.x), some.y, k, seed) | {"images": len(some)}
+
+
+def note_start(plan: Plan, method: Method, folder: RunFolder) -> None:
+    "Write down what k-means makes of the features that a run starts from, and what they took."
+    some, init = limited(plan.data, 10_000), folder.path / "init" / "summary.json"
+    h = extract(method, some, method.features)
+    found = kmeans_score(h, some.y, plan.k) | {"images": len(some), "from": plan.recipe.init}
+    trained = plan.recipe.init in METHODS
+    found["seconds"] = json.loads(init.read_text())["seconds"] if trained else None
+    write_json(folder.path / "start.json", rounded(found))
+
+
+def start_of(folder: RunFolder) -> dict[str, Any] | None:
+    "What was written down about the start; None for a run from random weights."
+    file = folder.path / "start.json"
+    return json.loads(file.read_text()) if file.exists() else None
 
 
 def rounded(value: Any) -> Any:
@@ -194,6 +213,7 @@ def summary_of(
     plan: Plan,
     run: Run,
     found: dict,  # Figures of the assignment as it stands
+    start: dict | None = None,  # Of `start_of`
 ) -> dict[str, Any]:
     "The result of a run in figures; accuracy is null where there are no labels."
     looks = [line for line in run.history if "clusters_used" in line]
@@ -203,7 +223,7 @@ def summary_of(
     asked |= {"profile": plan.profile, "seed": plan.seed, "epochs": run.epoch}
     cost = {"seconds": run.seconds, "images_per_second": run.images / max(run.train_seconds, 1e-9)}
     cost |= {"peak_memory_mb": peak_memory_mb(plan.device), "device": str(plan.device)}
-    baseline = {"baseline": pixel_baseline(plan.data, plan.k)}
+    baseline = {"baseline": pixel_baseline(plan.data, plan.k), "start": start}
     return rounded(asked | found | baseline | {"stages": stages} | cost | surroundings())
 
 # %% ../nbs/foundations/13_train.ipynb #90ae3777
@@ -278,13 +298,15 @@ def train(
     folder = RunFolder(out)
     folder.check(plan.config(), resume, overwrite)
     method, views = build(plan)  # before anything is written: a setting may be refused here
-    fresh = not (resume and folder.checkpoint_file.exists())
-    if plan.init and plan.init not in METHODS and fresh:
-        start_from(method, plan.init)
+    fresh, init = not (resume and folder.checkpoint_file.exists()), plan.recipe.init
+    if fresh and init not in ("random", *METHODS):
+        start_from(method, init)
     folder.open(plan.config(), resume, overwrite)
-    if plan.init in METHODS and fresh:
+    if fresh and init in METHODS:
         options = {"resume": resume, "overwrite": overwrite, "progress": progress, "say": say}
         start_from(method, pretrained(plan, folder.path, **options))
+    if fresh and init != "random":
+        note_start(plan, method, folder)
     announce(plan, method, views, say, epochs_left(plan, folder, stop_after))
     settings = plan.recipe.fit_settings() | {"seed": plan.seed, "stop_after": stop_after}
     run = fit(
@@ -340,7 +362,8 @@ def finish(plan: Plan, run: Run, folder: RunFolder, say: Callable) -> dict[str, 
     "Summary, pictures and gallery of a run as it stands."
     say("k-means on pixels, to compare with, and the pictures")
     data, (assign, confidence) = plan.data, assignments(run.method, plan.data)
-    summary = summary_of(plan, run, figures_of(assign, confidence, data.y, plan.k))
+    found = figures_of(assign, confidence, data.y, plan.k)
+    summary = summary_of(plan, run, found, start_of(folder))
     figures = save_figures(folder, data.to("cpu"), assign.cpu(), confidence.cpu(), plan.k)
     names = [data.name(i) for i in range(len(data))]
     folder.save_assignments(names, to_numpy(assign), to_numpy(confidence))
@@ -353,14 +376,18 @@ def finish(plan: Plan, run: Run, folder: RunFolder, say: Callable) -> dict[str, 
 
 
 def compared(summary: dict[str, Any]) -> str:
-    "The result beside the baseline, as a small table."
+    "The result beside the baselines, as a small table."
     if summary["acc"] is None:
         return f"{summary['clusters_used']} of {summary['k']} clusters in use; no labels, so no accuracy"
-    rows = {"k-means on pixels": summary["baseline"], summary["method"].upper(): summary}
+    rows = {"k-means on pixels": summary["baseline"]}
+    if summary["start"]:
+        rows[f"k-means on the start ({Path(summary['start']['from']).name})"] = summary["start"]
+    rows[summary["method"].upper()] = summary
+    wide = max(map(len, rows))
     lines = [
-        f"{name:<18} {r['acc']:.3f}  {r['nmi']:.3f}  {r['ari']:.3f}" for name, r in rows.items()
+        f"{name:<{wide}} {r['acc']:.3f}  {r['nmi']:.3f}  {r['ari']:.3f}" for name, r in rows.items()
     ]
-    return "\n".join([f"{'':<18} ACC    NMI    ARI", *lines])
+    return "\n".join([f"{'':<{wide}} ACC    NMI    ARI", *lines])
 
 # %% ../nbs/foundations/13_train.ipynb #4acf33b7
 def load_run(
