@@ -85,6 +85,7 @@ WRONG = {
     "stop after fewer": (["--stop-after", -1], "stop"),
     "one image": (["--limit", 1], "limit=1"),
     "negative limit": (["--limit", -5], "limit=-5"),
+    "a seed and seeds": (["--seed", 1, "--seeds", "0,1"], "choose one"),
     "seeds are words": (["--seeds", "a,b"], "--seeds"),
     "enormous seed": (["--seed", 2**70], "seed"),
     "pixels too few": (["--size", 4], "size=4"),
@@ -104,6 +105,30 @@ def test_a_wrong_option_does_not_cost_the_old_run(refused, train):
     train("--data", "digits", "--limit", 60, "--out", "out")
     for options in (["--set", "cost=cosine"], ["--init", "nowhere"], ["--set", "dim=3"]):
         refused("train", "mmdc", *DIGITS, "--overwrite", *options)
+
+
+LSDC_WRONG = {
+    "rule": ("rule=mutual", "knn"),
+    "space": ("space=pixels", "predictions"),
+    "mixing": ("mixing=cutmix", "ricap"),
+    "axis": ("axis=both", "release"),
+    "labelled view": ("plain=none", "clean"),
+    "neighbours": ("neighbours=0", "neighbours=0"),
+    "too many frozen blocks": ("train_last=9", "train_last=9"),
+    "threshold is a word": ("threshold=near", "threshold=near"),
+    "beta": ("beta=0", "beta=0"),
+    "one mean, no spread": ("mean=(0.5,)", "std"),
+    "means of colours": (("mean=(0.5,0.5,0.5)", "std=(1,1,1)"), "channels"),
+    "start": ("init=nowhere", "nowhere"),
+}
+
+
+@pytest.mark.parametrize("wrong", LSDC_WRONG)
+def test_wrong_setting_of_lsdc(refused, wrong):
+    settings, says = LSDC_WRONG[wrong]
+    settings = (settings,) if isinstance(settings, str) else settings
+    options = [part for setting in settings for part in ("--set", setting)]
+    assert says in refused("train", "lsdc", *DIGITS, *options)
 
 
 def test_unknown_method(refused):

@@ -192,8 +192,22 @@ def test_init_by_a_method_trains_it_first(deepclust, tmp_path, tiny):
     options = ["--data", "digits", "--limit", 100, "--epochs", 2, "--out", tmp_path / "run"]
     done = deepclust("train", "mmdc", *options, "--init", "rotnet", *tiny)
     assert done.code == 0, done.err
-    assert read(tmp_path / "run", "config.json")["init"] == "rotnet"
+    assert read(tmp_path / "run", "config.json")["recipe"]["init"] == "rotnet"
     assert read(tmp_path / "run" / "init", "config.json")["method"] == "rotnet"
+    start = read(tmp_path / "run", "summary.json")["start"]
+    assert start["from"] == "rotnet" and start["seconds"] > 0 and 0.1 < start["acc"] < 1
+    assert "k-means on the start (rotnet)" in done.out
+
+
+def test_a_recipe_names_its_start_and_random_overrides_it(deepclust, tmp_path, tiny):
+    options = ["--data", "digits", "--limit", 100, "--epochs", 1, "--profile", "ci"]
+    options += ["--set", "width=4"]
+    for name, start, method in (("own", [], "instance"), ("plain", ["--init", "random"], None)):
+        done = deepclust("train", "lsdc", *options, "--out", tmp_path / name, *start)
+        assert done.code == 0, done.err
+        init = tmp_path / name / "init"
+        assert (read(init, "config.json")["method"] if init.exists() else None) == method
+        assert (read(tmp_path / name, "summary.json")["start"] is None) == (method is None)
 
 
 def test_init_by_a_folder_changes_the_start(deepclust, trained, tmp_path, tiny):

@@ -24,6 +24,12 @@ call("train", "mmdc", *tiny, "--out", "a", "--stop-after", "1")
 call("train", "mmdc", *tiny, "--out", "a", "--resume")
 call("train", "nat", *tiny, "--out", "b")
 call("train", "mmdc", *tiny, "--out", "c", "--set", "var=0.1", "--set", "means=random", "--init", "rotnet")
+small = [*tiny[:8], "--quiet", "--set", "width=4"]
+call("train", "lsdc", *small, "--out", "d", "--set", "train_last=1", "--set", "fixed_norms=true")
+for i, rule in enumerate(("l2", "cosine", "sne")):
+    ways = ["--set", f"rule={rule}", "--set", "mixing=" + ("ricap", "mixup", "none")[i]]
+    ways += ["--set", "space=" + ("predictions", "features", "features")[i]]
+    call("train", "lsdc", *small, "--out", f"e{i}", "--init", "d", *ways)
 call("evaluate", "a", "--probe")
 call("bench", "mmdc", "--width", "4", "--side", "16", "--bs", "8", "--times", "1")
 """
