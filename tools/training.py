@@ -1,4 +1,4 @@
-"""Run the training notebooks through papermill.
+"""Run the training notebooks, and the studies with `skip_exec: true`, through papermill.
 
     python tools/training.py [NOTEBOOK ...] [--profile ci]
 
@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from notebooks import NBS, ROOT, notebooks, short
+from notebooks import NBS, ROOT, front_matter, notebooks, read, short
 
 LIMIT = 900  # Seconds a cell may take at profile `ci`
 
@@ -27,6 +27,12 @@ def command(path: Path, profile: str) -> list[str]:
     return call + options.split()
 
 
+def all_of_them() -> list[Path]:
+    "The training notebooks, and the studies that lessons.py leaves to papermill."
+    studies = [p for p in notebooks(NBS / "studies") if front_matter(read(p)).get("skip_exec")]
+    return notebooks(NBS / "training") + studies
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -36,7 +42,7 @@ def main() -> int:
     args = parser.parse_args()
     env = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | os.environ
     (ROOT / "runs" / "training").mkdir(parents=True, exist_ok=True)
-    paths = [p.resolve() for p in args.notebooks] or notebooks(NBS / "training")
+    paths = [p.resolve() for p in args.notebooks] or all_of_them()
     failed = 0
     for path in paths:
         start = time.monotonic()
