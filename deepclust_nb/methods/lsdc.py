@@ -374,7 +374,8 @@ OURS = {
     "lr": 0.05,
     "ramp": 0.5,
 }  # where rotation says nothing
-DIGITS = OURS | {"jitter": 0.4, "degrees": 10.0, "shift": 0.06, "main_epochs": 60}
+DIGITS = OURS | {"mixing": "mixup", "jitter": 0.4, "degrees": 10.0, "shift": 0.06}
+DIGITS |= {"main_epochs": 80, "log_every": 5}
 ONES = OURS | {
     "crops": (28,),
     "size": 28,
@@ -386,7 +387,7 @@ ONES = OURS | {
 PHOTOS = PADDED | {"pad": 4}
 SHORT = OURS | {"crops": (), "pad": 2, "stem": "conv+pool", "log_every": 5}
 RECIPES = {
-    ("digits", "ci"): DIGITS | {"main_epochs": 30},
+    ("digits", "ci"): DIGITS | {"main_epochs": 40},
     ("digits", "laptop"): DIGITS,
     ("digits", "gpu"): DIGITS,
     ("digits", "full"): DIGITS,

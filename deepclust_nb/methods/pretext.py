@@ -223,9 +223,9 @@ class InstanceRecipe(Recipe):
     drops: tuple = setting(((0.6, 0.2), (0.8, 0.2)), "(progress, factor) drops of the rate")
 
 
-BRIGHT = {"jitter": 0.6, "degrees": 25.0, "zoom": 0.2, "shift": 0.15}  # digits
+BRIGHT = {"jitter": 0.6, "degrees": 25.0, "zoom": 0.2, "shift": 0.15, "log_every": 5}  # digits
 ONES = {"crops": (28,), "size": 28, "jitter": 0.4, "degrees": 25.0, "zoom": 0.2, "shift": 0.1}
-ONES |= {"bs": 128, "lr": 0.1}  # MNIST
+ONES |= {"bs": 128, "lr": 0.1, "log_every": 5}  # MNIST
 INSTANCE = {
     ("digits", "ci"): BRIGHT | {"main_epochs": 20},
     ("digits", "laptop"): BRIGHT | {"main_epochs": 40},
