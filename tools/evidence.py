@@ -37,16 +37,15 @@ BREAK_IT = {
 }
 PAIRS = {
     "LSD-C": [],
-    "MixUp": ["mixing=mixup"],
+    "RICAP": ["mixing=ricap"],
     "no mixing": ["mixing=none"],
     "no consistency": ["calm=0"],
-    "no mixing, no consistency": ["mixing=none", "calm=0"],
     "cosine": ["rule=cosine"],
     "SNE": ["rule=sne"],
     "L2": ["rule=l2"],
     "kNN on predictions": ["space=predictions"],
-    "augmented view labelled": ["plain=augmented"],
     "random start": ["init=random"],
+    "augmented view labelled": ["plain=augmented"],
     "labels mixed as released": ["axis=release"],
 }
 CLAIMS = {
