@@ -74,7 +74,7 @@ class PooledShortcut(nn.Module):
         self,
         c_in: int,  # Channels in
         c_out: int,  # Channels out, c_in or more
-        stride: int,
+        stride: int,  # Of the block it leads past
     ):
         super().__init__()
         self.stride, self.extra = stride, c_out - c_in

@@ -56,7 +56,10 @@ def check_tuples(crops: tuple, drops: tuple) -> None:
         )
 
 # %% ../nbs/foundations/12_recipes.ipynb #a90b11bb
-def check_norm(mean: tuple, std: tuple) -> None:
+def check_norm(
+    mean: tuple,  # As typed
+    std: tuple,  # As typed
+) -> None:
     "Refuse a normalisation that is not one number, and one spread above 0, a channel."
     numbers = all(isinstance(v, (int, float)) for v in (*mean, *std))
     if not numbers or len(mean) != len(std) or not all(s > 0 for s in std):
@@ -262,7 +265,7 @@ def crop_only(recipe: Recipe) -> Augment:
     crop = [RandomCrop(recipe.crops, recipe.size)] if recipe.crops else []
     return Augment(*crop, *([RandomPadCrop(recipe.pad)] if recipe.pad else []))
 
-
+# %% ../nbs/foundations/12_recipes.ipynb #03bd18f2
 def test_view(recipe: Recipe, data: ImageSet) -> Callable:
     "The fixed view of evaluation and assignment: the centre crop, or the whole image."
     side = data.shape[1]

@@ -102,8 +102,7 @@ def make_plan(
     download: bool = False,  # Whether torchvision may fetch them
     device: str = "auto",
     settings: dict[str, Any] | None = None,  # Changes of the recipe by name
-    init: str
-    | None = None,  # Start of the backbone: random, a method, a run folder; None: recipe's
+    init: str | None = None,  # Start of the backbone; None: as the recipe says
 ) -> Plan:
     "Settle a run, or say in one line why it cannot be."
     if method not in METHODS:
