@@ -168,9 +168,9 @@ def ricap(
     shares = [rows * columns / (height * width) for rows, columns in sizes]
     own = torch.arange(b)
     orders = [own if s > quarter else torch.randperm(b, generator=stream) for s in shares]
-    source = torch.stack(orders).to(views[0].device)
+    source = torch.stack(orders).to(views[0].device, non_blocking=True)
     mixed = [patchwork(x, sizes, source, stream) for x in views]
-    return mixed, views[0].new_tensor(shares), source
+    return mixed, torch.tensor(shares).to(source.device, non_blocking=True), source
 
 
 def patchwork(
@@ -199,9 +199,9 @@ def mixup(
     (share,) = symmetric_beta(beta, 1, stream)
     share = max(share, 1 - share)
     source = torch.stack([torch.arange(b), torch.randperm(b, generator=stream)])
-    source = source.to(views[0].device)
+    source = source.to(views[0].device, non_blocking=True)
     mixed = [share * x + (1 - share) * x[source[1]] for x in views]
-    return mixed, views[0].new_tensor([share, 1 - share]), source
+    return mixed, torch.tensor([share, 1 - share]).to(source.device, non_blocking=True), source
 
 
 def unmixed(
@@ -210,7 +210,7 @@ def unmixed(
 ) -> tuple[list[Tensor], Tensor, Tensor]:  # views, weights (1,), source (1,B)
     "Every image as it is, for study."
     x = views[0]
-    return list(views), x.new_ones(1), torch.arange(len(x), device=x.device)[None]
+    return list(views), torch.ones(1, device=x.device), torch.arange(len(x), device=x.device)[None]
 
 # %% ../../nbs/methods/20_lsdc.ipynb #306df741
 def mix_labels(
@@ -324,7 +324,7 @@ def lsdc_views(
 # long: a table of settings, a line each
 @dataclass(frozen=True)
 class LSDCRecipe(Recipe):
-    "Settings of an LSD-C run; the defaults are the released program's for CIFAR-10."
+    "Settings of an LSD-C run; schedule and network are the released program's, `CIFAR10` adds the rest."
 
     main_epochs: int = setting(220, "epochs", 0)
     bs: int = setting(256, "images per batch at most", 2)
@@ -342,13 +342,14 @@ class LSDCRecipe(Recipe):
     space: str = setting("features", "where pairs are looked for: features, or predictions")
     neighbours: int | None = setting(None, "of an image, for knn; None: 0.8 batch / clusters", 1)
     threshold: float | None = setting(
-        None, "of sne, cosine or l2; None: 2.5/(B-1), 0.9, half the median distance"
+        None,
+        "of sne, cosine, or l2 (squared distance); None: 2.5/(B-1), 0.9, half the median, squared",
     )
     temperature: float | None = setting(
         None, "of sne; None: a quarter of the median distance", 1e-6
     )
     mixing: str = setting("ricap", "of the second view: ricap, mixup or none")
-    beta: float = setting(0.3, "of the Beta distribution of areas or weights", 1e-3)
+    beta: float = setting(0.3, "of the Beta distribution of cuts (ricap) or weights (mixup)", 1e-3)
     axis: str = setting("mixed", "along which labels are mixed: mixed, or release (a slip)")
     plain: str = setting("augmented", "view that is labelled: augmented, or clean")
     calm: float = setting(5.0, "final weight of the consistency", 0)
