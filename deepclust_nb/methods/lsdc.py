@@ -401,7 +401,13 @@ RECIPES = {
     ("digits", "gpu"): DIGITS,
     ("digits", "full"): DIGITS,
     ("mnist", "ci"): ONES | {"width": 16, "main_epochs": 12, "log_every": 3},
-    ("mnist", "laptop"): ONES | {"width": 16, "main_epochs": 30, "log_every": 5},
+    ("mnist", "laptop"): ONES
+    | {
+        "width": 16,
+        "main_epochs": 30,
+        "log_every": 5,
+        "expects": "5,000 images: ACC 0.86 to 0.94 (three seeds), its start 0.67 to 0.75, in 5 minutes on 2 CPU cores",
+    },
     ("mnist", "gpu"): ONES | {"main_epochs": 100},
     ("mnist", "full"): ONES | {"main_epochs": 220},
     ("cifar10", "gpu"): CIFAR10 | {"main_epochs": 60},
