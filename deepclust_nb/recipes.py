@@ -243,12 +243,12 @@ class Card(NamedTuple):
     build: Callable  # (recipe, data, k, seed) -> (Method, views)
 
 # %% ../nbs/foundations/12_recipes.ipynb #f2891ed3
-def augmentation(recipe: Recipe, colour: bool = True) -> Augment:
+def augmentation(recipe: Recipe) -> Augment:
     "The random changes of a training view, in MMDC's order: colour, grey, flip, rotation, crop."
     ops = []
-    if colour and recipe.jitter:
+    if recipe.jitter:
         ops.append(ColourJitter(recipe.jitter, recipe.jitter, recipe.jitter, recipe.hue))
-    if colour and recipe.grey:
+    if recipe.grey:
         ops.append(RandomGrayscale(recipe.grey))
     if recipe.flip:
         ops.append(RandomFlip(0.5))

@@ -104,8 +104,7 @@ def median_distance(
 
 def l2_pairs(
     h: Float[Tensor, "B D"],  # Features, no gradient
-    threshold: float
-    | None = None,  # Squared distance below which two are the same; None: half the median distance
+    threshold: float | None = None,  # Squared distance; None: that of half the median distance
 ) -> Float[Tensor, "B B"]:  # 0 or 1, symmetric, 1 on the diagonal
     "Pairs that lie close (LSD-C, L2 rule; the paper's threshold is not known)."
     d = sqdist(h)
