@@ -101,7 +101,7 @@ class Tape:
 
     def __init__(self, method: Method):
         self.calls, self.made = [], {}
-        parts = [m for m in method.children() if any(p.requires_grad for p in m.parameters())]
+        parts = [m for m in method.children() if any(True for _ in m.parameters())]
         self.hooks = [part.register_forward_hook(self.record) for part in parts]
 
     def record(self, module: nn.Module, args: tuple, out: Tensor) -> None:

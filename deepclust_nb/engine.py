@@ -64,6 +64,10 @@ class Method(nn.Module):
     def update(self, idx: Int[Tensor, " B"], out: dict) -> None:
         "After the optimiser step: the only place that writes state for a batch."
 
+    def keeps(self) -> str:
+        "What is remembered beside weights, in words for the reader; '' for nothing worth a line."
+        return ""
+
     def features(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
         "What the backbone sees in images as they are stored."
         raise NotImplementedError

@@ -38,14 +38,14 @@ from deepclust_nb.engine import (
     new_run,
 )
 from .gallery import write_gallery
-from .methods import lsdc, mmdc, pretext
+from .methods import lsdc, mmdc, pretext, scl
 from .metrics import confusion, correct, kmeans_score, linear_probe, pixels
 from .recipes import Card, Recipe, with_epochs, with_settings
 from .runs import RunFolder, atomic_write, write_json
 from .viz import plot_confusion, plot_curves, plot_maps, plot_sizes, show_clusters
 
 # %% ../nbs/foundations/13_train.ipynb #bfe2fec4
-METHODS: dict[str, Card] = {**mmdc.CARDS, **lsdc.CARDS, **pretext.CARDS}
+METHODS: dict[str, Card] = {**mmdc.CARDS, **lsdc.CARDS, **scl.CARDS, **pretext.CARDS}
 
 
 @dataclass(frozen=True)
@@ -344,6 +344,8 @@ def announce(
         f"{stages} epochs{some} on {plan.device}; about {duration(expected['seconds'] * part / total)}"
         + (f" and {memory / 1024:.1f} GB" if memory else "")
     )
+    if method.keeps():
+        say(f"in memory: {method.keeps()}")
     if plan.recipe.expects:
         say(f"expected: {plan.recipe.expects}")
 

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PADDED', 'CIFAR10', 'CIFAR20', 'STL10', 'OURS', 'DIGITS', 'QUICK_DIGITS', 'ONES', 'PHOTOS', 'SHORT', 'RECIPES',
-           'CHOICES', 'CARDS', 'PUBLISHED', 'PUBLISHED_PARTS', 'probabilities', 'pair_loss', 'sqdist', 'with_self',
-           'knn_pairs', 'fair_share', 'median_distance', 'l2_pairs', 'cosine_pairs', 'sne_affinity', 'sne_pairs',
-           'symmetric_beta', 'ricap', 'patchwork', 'mixup', 'unmixed', 'mix_labels', 'mix_labels_release',
-           'consistency', 'ramp_up', 'LSDC', 'lsdc_views', 'LSDCRecipe', 'lsdc_recipe', 'rule_of', 'mixing_of', 'build']
+           'CARDS', 'PUBLISHED', 'PUBLISHED_PARTS', 'probabilities', 'pair_loss', 'sqdist', 'with_self', 'knn_pairs',
+           'fair_share', 'median_distance', 'l2_pairs', 'cosine_pairs', 'sne_affinity', 'sne_pairs', 'symmetric_beta',
+           'ricap', 'patchwork', 'mixup', 'unmixed', 'mix_labels', 'mix_labels_release', 'consistency', 'ramp_up',
+           'LSDC', 'lsdc_views', 'LSDCRecipe', 'lsdc_recipe', 'rule_of', 'mixing_of', 'build']
 
 # %% ../../nbs/methods/20_lsdc.ipynb #97c61026
 import math
@@ -27,6 +27,7 @@ from ..data import ImageSet
 from ..engine import Method
 from .pretext import freeze
 from deepclust_nb.recipes import (
+    WEIGHTS,
     Card,
     Recipe,
     augmentation,
@@ -336,9 +337,15 @@ class LSDCRecipe(Recipe):
     init: str = setting(
         "rotnet", "start of the backbone: random, rotnet, instance, or a run folder"
     )
-    weights: str = setting("torch", "initial weights: torch (PyTorch's) or he (as MMDC's program)")
-    rule: str = setting("knn", "what makes a pair: knn, sne, cosine or l2")
-    space: str = setting("features", "where pairs are looked for: features, or predictions")
+    weights: str = setting("torch", "initial weights: torch (PyTorch's) or he", among=WEIGHTS)
+    rule: str = setting(
+        "knn", "what makes a pair: knn, sne, cosine or l2", among=("knn", "sne", "cosine", "l2")
+    )
+    space: str = setting(
+        "features",
+        "where pairs are looked for: features, or predictions",
+        among=("features", "predictions"),
+    )
     neighbours: int | None = setting(None, "of an image, for knn; None: 0.8 batch / clusters", 1)
     threshold: float | None = setting(
         None,
@@ -347,10 +354,18 @@ class LSDCRecipe(Recipe):
     temperature: float | None = setting(
         None, "of sne; None: a quarter of the median distance", 1e-6
     )
-    mixing: str = setting("ricap", "of the second view: ricap, mixup or none")
+    mixing: str = setting(
+        "ricap", "of the second view: ricap, mixup or none", among=("ricap", "mixup", "none")
+    )
     beta: float = setting(0.3, "of the Beta distribution of cuts (ricap) or weights (mixup)", 1e-3)
-    axis: str = setting("mixed", "along which labels are mixed: mixed, or release (a slip)")
-    plain: str = setting("augmented", "view that is labelled: augmented, or clean")
+    axis: str = setting(
+        "mixed",
+        "along which labels are mixed: mixed, or release (a slip)",
+        among=("mixed", "release"),
+    )
+    plain: str = setting(
+        "augmented", "view that is labelled: augmented, or clean", among=("augmented", "clean")
+    )
     calm: float = setting(5.0, "final weight of the consistency", 0)
     ramp: float = setting(100 / 220, "share of the run over which that weight rises", 0)
     train_last: int | None = setting(None, "last blocks of the backbone, trained; None: all", 0)
@@ -418,13 +433,6 @@ RECIPES = {
     ("*", "gpu"): PHOTOS | {"main_epochs": 60},
     ("*", "full"): PHOTOS,
 }
-CHOICES = {
-    "rule": ("knn", "sne", "cosine", "l2"),
-    "space": ("features", "predictions"),
-    "mixing": ("ricap", "mixup", "none"),
-    "axis": ("mixed", "release"),
-    "plain": ("augmented", "clean"),
-}
 
 # %% ../../nbs/methods/20_lsdc.ipynb #9060ebbe
 def lsdc_recipe(data: ImageSet, profile: str) -> LSDCRecipe:
@@ -456,9 +464,6 @@ def mixing_of(recipe: LSDCRecipe) -> Callable:  # (views, stream) -> mixed views
 
 def build(recipe: LSDCRecipe, data: ImageSet, k: int, seed: int) -> tuple[LSDC, Callable]:
     "A fresh method and its views."
-    for name, options in CHOICES.items():
-        if getattr(recipe, name) not in options:
-            raise DeepClustError(f"{name}={getattr(recipe, name)}: use one of {', '.join(options)}")
     view = test_view(recipe, data)
     names = ("space", "calm", "ramp", "train_last", "fixed_norms")
     options = {name: getattr(recipe, name) for name in names} | {"rule": rule_of(recipe, k)}
