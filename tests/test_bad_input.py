@@ -131,6 +131,27 @@ def test_wrong_setting_of_lsdc(refused, wrong):
     assert says in refused("train", "lsdc", *DIGITS, *options)
 
 
+SCL_WRONG = {
+    "judge": ("judge=labels", "vote"),
+    "balance": ("balance=yes", "sinkhorn"),
+    "refresh": ("refresh=never", "epoch"),
+    "momentum above 1": ("momentum=1.5", "momentum=1.5"),
+    "no slots": ("slots=0", "slots=0"),
+    "temperature": ("tau=0", "tau=0"),
+    "schedule": ("schedule=linear", "cosine"),
+    "weights": ("weights=zero", "torch"),
+    "area above 1": ("area=2", "area=2"),
+    "area without a size": ("area=0.5", "size"),
+    "fraction": ("centre=maybe", "bool"),
+}
+
+
+@pytest.mark.parametrize("wrong", SCL_WRONG)
+def test_wrong_setting_of_scl(refused, wrong):
+    setting, says = SCL_WRONG[wrong]
+    assert says in refused("train", "scl", *DIGITS, "--set", setting)
+
+
 def test_unknown_method(refused):
     assert "use one of mmdc" in refused("train", "kmeans", *DIGITS)
     assert "use one of mmdc" in refused("methods", "kmeans")

@@ -30,6 +30,10 @@ for i, rule in enumerate(("l2", "cosine", "sne")):
     ways = ["--set", f"rule={rule}", "--set", "mixing=" + ("ricap", "mixup", "none")[i]]
     ways += ["--set", "space=" + ("predictions", "features", "features")[i]]
     call("train", "lsdc", *small, "--out", f"e{i}", "--init", "d", *ways)
+for i, way in enumerate(("judge=head", "refresh=epoch", "warm_epochs=1", "centre=false", "even=1")):
+    ways = ["--set", way, "--set", "balance=" + ("sinkhorn", "none")[i % 2]]
+    call("train", "scl", *small, "--out", f"f{i}", "--init", "d" if i == 0 else "random", *ways)
+call("train", "moco", *small, "--out", "g")
 call("evaluate", "a", "--probe")
 call("bench", "mmdc", "--width", "4", "--side", "16", "--bs", "8", "--times", "1")
 """

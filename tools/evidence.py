@@ -48,6 +48,24 @@ PAIRS = {
     "augmented view labelled": ["plain=augmented"],
     "labels mixed as released": ["axis=release"],
 }
+BANKS = {
+    "SCL": [],
+    "no balance": ["balance=none"],
+    "entropy weight instead": ["balance=none", "even=2"],
+    "labels of the classifier": ["judge=head"],
+    "labels of the classifier, no balance": ["judge=head", "balance=none"],
+    "not centred": ["centre=False"],
+    "not centred, no balance": ["centre=False", "balance=none"],
+    "all three": ["judge=head", "balance=none", "centre=False"],
+    "labels once an epoch": ["refresh=epoch"],
+    "warm-up and k-means": ["warm_epochs=10", "main_epochs=20"],
+    "no slow copy": ["momentum=0"],
+    "features untouched by the classifier": ["shapes=False"],
+    "banks of 4": ["slots=4"],
+    "banks of 64": ["slots=64"],
+    "temperature 0.2": ["tau=0.2"],
+}
+WITH_MOCO = {"SCL": ["scl"], "MoCo + k-means": ["moco"]}
 CLAIMS = {
     "mmdc_digits": {
         "claim": "MMDC on scikit-learn's digits, profile laptop",
@@ -107,6 +125,29 @@ CLAIMS = {
         "fidelity": "lossless; 5,000 of the 70,000 images of the merged set, drawn once",
         "paper": None,
     },
+    "scl_digits": {
+        "claim": "SCL and MoCo with k-means on scikit-learn's digits, profile laptop",
+        "args": ["--data", "digits", "--profile", "laptop"],
+        "variants": WITH_MOCO,
+        "fidelity": "the images themselves, 8x8",
+        "paper": None,
+        "probe": True,
+    },
+    "scl_mnist5k": {
+        "claim": "SCL and MoCo with k-means on 5,000 images of MNIST, VGG-4 of width 16, profile laptop",
+        "args": ["--data", "mnist", "--limit", "5000", "--profile", "laptop"],
+        "variants": WITH_MOCO,
+        "fidelity": "lossless; 5,000 of the 70,000 images of the merged set, drawn once",
+        "paper": None,
+        "probe": True,
+    },
+    "scl_digits_parts": {
+        "claim": "What each part of SCL does, digits, profile ci",
+        "args": ["scl", "--data", "digits", "--profile", "ci"],
+        "variants": BANKS,
+        "fidelity": "the images themselves, 8x8",
+        "paper": None,
+    },
     "baselines_digits": {
         "claim": "NAT, RotNet and instance discrimination with k-means, digits, profile laptop",
         "args": ["--data", "digits", "--profile", "laptop"],
@@ -138,6 +179,14 @@ def command(claim: dict, changes: list[str], seed: int, out: Path, root: str | N
     return [*program, *where, "--seed", str(seed), "--out", str(out)]
 
 
+def features_of(run: Path, root: str | None) -> dict[str, float]:
+    "What k-means and a linear classifier make of the features of a run."
+    where = ["--data-root", root] if root else []
+    program = [sys.executable, "-m", "deepclust_nb.cli", "evaluate", str(run), "--probe", *where]
+    found = json.loads(subprocess.run(program, capture_output=True, text=True, check=True).stdout)
+    return {name: value for name, value in found.items() if name.startswith("features_")}
+
+
 def commit() -> str:
     "The commit that is checked out."
     run = subprocess.run(
@@ -154,6 +203,8 @@ def one_run(claim: dict, variant: str, seed: int, root: str | None) -> dict:
         record = json.loads((out / "summary.json").read_text())
         record["recipe"] = json.loads((out / "config.json").read_text())["recipe"]
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        if claim.get("probe"):
+            record["features"] = features_of(out, root)
     record["curve"] = [[line["epoch"], line["acc"]] for line in lines if "acc" in line]
     return {"variant": variant, "commit": commit(), "cores": os.cpu_count()} | record
 
