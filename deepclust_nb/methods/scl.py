@@ -324,7 +324,7 @@ class MoCoRecipe(Recipe):
     weights: str = setting("torch", "initial weights: torch (PyTorch's) or he", among=WEIGHTS)
     dim: int = setting(64, "dimensions of the projection that is compared", 2)
     slots: int | None = setting(None, "rows a cluster in memory; None: a tenth of the images", 1)
-    tau: float = setting(0.1, "temperature", 1e-3)
+    tau: float = setting(0.5, "temperature", 1e-3)
     momentum: float = setting(0.99, "of the slow copy that fills the memory", 0, 1)
     centre: bool = setting(True, "projection ends in a batch-norm")
 
@@ -333,6 +333,7 @@ class MoCoRecipe(Recipe):
 class SCLRecipe(MoCoRecipe):
     "Settings of an SCL run; what the poster leaves open is ours."
 
+    tau: float = setting(0.1, "temperature", 1e-3)
     warm_epochs: int = setting(0, "epochs of plain instance discrimination before", 0)
     tau_vote: float | None = setting(None, "temperature of the vote; None: the same", 1e-3)
     weight: float = setting(1.0, "of the cluster loss", 0)
