@@ -38,7 +38,6 @@ class Memory(nn.Module):
         "Which slots hold a row."
         return torch.arange(self.ids.shape[1], device=self.ids.device) < self.written[:, None]
 
-    @torch.no_grad()
     def fill(
         self,
         stream: torch.Generator,  # On the CPU
@@ -65,9 +64,9 @@ class Memory(nn.Module):
         order = torch.arange(len(rows), device=banks.device)
         newest = torch.full((k * slots,), -1, device=banks.device)
         newest = newest.scatter_reduce(0, place, order, "amax").view(k, slots)
-        fresh, source = newest >= 0, newest.clamp(min=0)
-        self.rows.copy_(torch.where(fresh[..., None], rows[source].to(self.rows.dtype), self.rows))
-        self.ids.copy_(torch.where(fresh, idx[source], self.ids))
+        fresh = newest >= 0  # elsewhere -1, which reads a row that is not used
+        self.rows.copy_(torch.where(fresh[..., None], rows[newest].to(self.rows.dtype), self.rows))
+        self.ids.copy_(torch.where(fresh, idx[newest], self.ids))
         self.written.add_(joined[-1])
 
     def similarity(
