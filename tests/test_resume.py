@@ -238,6 +238,18 @@ def test_several_stops_equal_none(train, tmp_path):
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
 
 
+@pytest.mark.parametrize("method", ["scl", "moco", "lsdc", "instance", "rotnet", "nat"])
+def test_every_method_is_taken_up_bit_for_bit(deepclust, tiny, tmp_path, no_figures, method):
+    "Banks, slow copies and pseudo-labels are in the checkpoint too."
+    for name, stops in (("whole", [None]), ("parts", [1, None])):
+        for stop in stops:
+            options = ["--data", "digits", "--limit", 100, "--epochs", 3, "--init", "random"]
+            options += ["--stop-after", stop] if stop else []
+            done = deepclust("train", method, *options, *tiny, "--out", tmp_path / name, "--resume")
+            assert done.code == 0, done.err
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
 def test_rare_looks_at_the_clusters_do_not_change_the_run(train, tmp_path):
     assert train("whole", "--set", "log_every=3").code == 0
     assert train("parts", "--set", "log_every=3", "--stop-after", 1).code == 0
