@@ -280,7 +280,7 @@ class SCL(MomentumContrast):
         "Both losses of the poster; the keys and their labels go to memory afterwards."
         z, key = self.encode(batch)
         scores, similarity = self.head(z if self.shapes else z.detach()), self.memory.similarity(z)
-        target, labels = self.judged(similarity.detach(), scores.detach(), idx)
+        target, labels = self.judged(similarity.detach(), scores, idx)
         warm = self.epoch < self.warm
         negatives = (similarity if warm else other_banks(similarity, labels)).flatten(1)
         instance = instance_loss((z * key).sum(1), negatives, self.tau)
@@ -312,7 +312,7 @@ class SCL(MomentumContrast):
         "The linear classifier."
         return self.head(unit(self.encoder(self.view(x))))
 
-# %% ../../nbs/methods/30_scl.ipynb #d0ecbd43
+# %% ../../nbs/methods/30_scl.ipynb #9ed785d6
 @dataclass(frozen=True)
 class MoCoRecipe(Recipe):
     "Settings of a MoCo run; schedule, bank and projection are those of our SCL, to compare with."
@@ -426,7 +426,7 @@ CARDS = {
     ),
 }
 
-# %% ../../nbs/methods/30_scl.ipynb #adbb1381
+# %% ../../nbs/methods/30_scl.ipynb #582ea2d2
 PUBLISHED = {  # SCL, poster: ACC of clustering, its own and the best other one in the same table
     "cifar100-20": {"acc": 0.482, "pica": 0.337, "cc": 0.429, "gcc": 0.472},
     "imagenet-dogs": {"acc": 0.763, "pica": 0.352, "cc": 0.429, "gcc": 0.526},
