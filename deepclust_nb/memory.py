@@ -56,7 +56,7 @@ class Memory(nn.Module):
         banks: Int[Tensor, " B"],  # Bank of each row, 0..K-1
         idx: Int[Tensor, " B"],  # Image of each row
     ) -> None:
-        "Write each row over the oldest of its bank, in the order of the batch; any B."
+        "Write each row over the oldest of its bank, in the order of the batch; B of 1 or more."
         k, slots = self.ids.shape
         joined = (banks[:, None] == torch.arange(k, device=banks.device)).cumsum(0)  # (B,K)
         turn = joined.gather(1, banks[:, None])[:, 0] - 1  # rows of the same bank before this one

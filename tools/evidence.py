@@ -51,6 +51,7 @@ PAIRS = {
 BANKS = {
     "SCL": [],
     "no balance": ["balance=none"],
+    "sharpened, not balanced": ["balance=sharpen"],
     "entropy weight instead": ["balance=none", "even=2"],
     "labels of the classifier": ["judge=head"],
     "labels of the classifier, no balance": ["judge=head", "balance=none"],
