@@ -288,7 +288,7 @@ CHOICES = {
     "pull": {"mse": mse, "distance": distance},
 }
 
-
+# %% ../../nbs/methods/10_mmdc.ipynb #69352e5f
 @dataclass(frozen=True)
 class MMDCRecipe(Recipe):
     "Settings of an MMDC run; the defaults are the paper's for CIFAR-10."
@@ -320,7 +320,7 @@ class MMDCRecipe(Recipe):
     )
     copies: int = setting(1, "augmented views of an image a step", 1)
 
-
+# %% ../../nbs/methods/10_mmdc.ipynb #a391d205
 DIGITS = {
     "rotation": False,
     "main_epochs": 60,
