@@ -57,7 +57,7 @@ BANKS = {
     "labels of the classifier, no balance": ["judge=head", "balance=none"],
     "not centred": ["centre=False"],
     "not centred, no balance": ["centre=False", "balance=none"],
-    "all three": ["judge=head", "balance=none", "centre=False"],
+    "all three left out": ["judge=head", "balance=none", "centre=False"],
     "labels once an epoch": ["refresh=epoch"],
     "warm-up and k-means": ["warm_epochs=20", "main_epochs=40"],
     "no slow copy": ["momentum=0"],
