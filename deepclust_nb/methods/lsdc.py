@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..augment import Augment
-from ..core import DeepClustError, unit
+from ..core import unit
 from ..data import ImageSet
 from ..engine import Method
 from .pretext import freeze
