@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PICA', 'LARGE', 'PHOTOS', 'DIGITS', 'ONES', 'RECIPES', 'CARDS', 'PUBLISHED', 'PUBLISHED_FEATURES', 'instance_loss',
            'log_densities', 'vote', 'cluster_loss', 'doubt', 'sinkhorn', 'sharpened', 'unbalanced', 'shortfall',
-           'imbalance', 'evenness', 'projector', 'balanced_labels', 'MomentumContrast', 'query_and_key', 'MoCo', 'SCL',
-           'MoCoRecipe', 'SCLRecipe', 'scl_recipe', 'moco_recipe', 'slots_of', 'build', 'build_moco']
+           'imbalance', 'evenness', 'projector', 'balanced_labels', 'MomentumContrast', 'MoCo', 'SCL', 'MoCoRecipe',
+           'SCLRecipe', 'scl_recipe', 'moco_recipe', 'slots_of', 'build', 'build_moco']
 
 # %% ../../nbs/methods/30_scl.ipynb #19b411aa
 import math
@@ -19,13 +19,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..augment import Augment
 from ..cluster import kmeans
 from ..core import generator, unit
 from ..data import ImageSet
 from ..engine import Method, extract
 from ..memory import Memory, follow, other_banks, slow_copy
-from .pretext import feature_centres
+from .pretext import feature_centres, two_views
 from deepclust_nb.recipes import (
     FALLS,
     WEIGHTS,
@@ -152,7 +151,6 @@ def balanced_labels(
     return torch.randperm(n, generator=stream) % k
 
 # %% ../../nbs/methods/30_scl.ipynb #65d105f2
-# long: a base and its smaller heir
 class MomentumContrast(Method):
     "A trained encoder, its slow copy, and the banks that the copy fills (MoCo, arXiv:1911.05722)."
 
@@ -186,10 +184,11 @@ class MomentumContrast(Method):
             follow(self.slow, self.encoder, 0.0)
 
     def encode(self, batch: dict) -> tuple[Float[Tensor, "B P"], Float[Tensor, "B P"]]:
-        "Unit projections of the query, trained, and of the key, by the slow copy."
+        "Unit projections of one view, trained, and of the other by the slow copy: query and key."
+        query, other = batch["views"].chunk(2)
         with torch.no_grad():
-            key = unit(self.slow(batch["key"]))
-        return unit(self.encoder(batch["query"])), key
+            key = unit(self.slow(other))
+        return unit(self.encoder(query)), key
 
     def update(self, idx: Int[Tensor, " B"], out: dict) -> None:
         "Keys into their banks; the slow copy follows."
@@ -204,19 +203,7 @@ class MomentumContrast(Method):
         "The backbone on the test view."
         return self.net(self.view(x))
 
-
-def query_and_key(
-    augment: Augment,  # Applied twice, with numbers of its own each time
-) -> Callable:  # views(x, idx, draws) -> {'query': (B,C,H,W), 'key': (B,C,H,W)}
-    "Two views of each image: one is trained, the other goes to memory (MoCo, arXiv:1911.05722)."
-
-    def views(x: Tensor, idx: Tensor, draws) -> dict[str, Tensor]:
-        u = draws.uniform("views", 2 * augment.columns, x)[idx].chunk(2, dim=1)
-        return {"query": augment(x, u[0]), "key": augment(x, u[1])}
-
-    return views
-
-
+# %% ../../nbs/methods/30_scl.ipynb #2a98530e
 class MoCo(MomentumContrast):
     "One queue for all images; k-means clusters the features (MoCo, arXiv:1911.05722)."
 
@@ -334,7 +321,6 @@ class SCL(MomentumContrast):
         return self.head(unit(self.encoder(self.view(x))))
 
 # %% ../../nbs/methods/30_scl.ipynb #248ecdab
-# long: settings, their values, and what is made of them
 @dataclass(frozen=True)
 class MoCoRecipe(Recipe):
     "Settings of a MoCo run; schedule, bank and projection are those of our SCL, to compare with."
@@ -373,7 +359,7 @@ class SCLRecipe(MoCoRecipe):
         "Named stretches of epochs; the warm-up comes first."
         return tuple(sorted(super().stages(), key=lambda stage: stage[0] != "warm"))
 
-
+# %% ../../nbs/methods/30_scl.ipynb #06cd77a3
 PICA = {"crops": (), "area": 0.2, "flip": True, "jitter": 0.4, "hue": 0.4, "grey": 0.2}
 LARGE = PICA | {"backbone": "resnet34", "momentum": 0.999, "lr": 0.03}
 PHOTOS = PICA | {"area": 0.4, "hue": 0.1, "tau": 0.2, "tau_vote": 0.05, "momentum": 0.9}
@@ -407,7 +393,7 @@ RECIPES = {
     ("*", "full"): LARGE,
 }
 
-
+# %% ../../nbs/methods/30_scl.ipynb #4d293add
 def scl_recipe(data: ImageSet, profile: str) -> SCLRecipe:
     "SCL's settings for a data set."
     return pick_recipe(SCLRecipe(), RECIPES, data, profile)
@@ -440,7 +426,7 @@ def build(recipe: SCLRecipe, data: ImageSet, k: int, seed: int) -> tuple[SCL, Ca
     options["slots"] = slots_of(recipe, len(data), k)
     net = network(recipe, data.shape[0])
     method = SCL(net, k, len(data), test_view(recipe, data), **options, seed=seed)
-    return with_weights(recipe, method), query_and_key(augmentation(recipe))
+    return with_weights(recipe, method), two_views(augmentation(recipe))
 
 
 def build_moco(recipe: MoCoRecipe, data: ImageSet, k: int, seed: int) -> tuple[MoCo, Callable]:
@@ -449,7 +435,7 @@ def build_moco(recipe: MoCoRecipe, data: ImageSet, k: int, seed: int) -> tuple[M
     options["slots"] = k * slots_of(recipe, len(data), k)
     net = network(recipe, data.shape[0])
     method = MoCo(net, k, test_view(recipe, data), **options, seed=seed)
-    return with_weights(recipe, method), query_and_key(augmentation(recipe))
+    return with_weights(recipe, method), two_views(augmentation(recipe))
 
 
 CARDS = {
