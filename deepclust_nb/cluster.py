@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['BLOCK', 'TRIES', 'SEATS_WORTH_PRICES', 'images_at_once', 'nearest_each', 'as_float', 'nearest', 'pick', 'plus_plus',
            'tally', 'refill', 'move_centres', 'lloyd', 'KMeansResult', 'starting_centres', 'kmeans', 'spherical_kmeans',
-           'check_kmeans', 'match', 'align', 'by_seats', 'fair_price', 'surplus', 'fair_prices', 'steps_from',
-           'most_willing', 'cheapest_chain', 'settle', 'assign_capacity', 'check_capacities']
+           'check_kmeans', 'shortfall', 'evenness', 'match', 'align', 'by_seats', 'fair_price', 'surplus',
+           'fair_prices', 'steps_from', 'most_willing', 'cheapest_chain', 'settle', 'assign_capacity',
+           'check_capacities']
 
 # %% ../nbs/foundations/04_cluster.ipynb #a8be10a5
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torch.nn import functional as F
 
 from .core import DeepClustError, NotFinite, check_k, generator, unit
 
@@ -241,6 +244,21 @@ def check_kmeans(
     if tuple(init.shape[-2:]) != (k, x.shape[1]):
         raise DeepClustError(f"init: shape {tuple(init.shape)}, expected ({k}, {x.shape[1]})")
     return x, init.to(x).reshape(-1, k, x.shape[1])
+
+# %% ../nbs/foundations/04_cluster.ipynb #74119933
+def shortfall(
+    shares: Float[Tensor, " K"],  # Of the clusters, sum 1
+) -> Float[Tensor, ""]:  # Nats in [0, ln K]; 0 when all shares are equal
+    "How much entropy the shares lack: ln K - H."
+    return math.log(len(shares)) + torch.xlogy(shares, shares).sum()
+
+
+def evenness(
+    labels: Int[Tensor, " B"],
+    k: int,  # Clusters, 2 or more
+) -> Float[Tensor, ""]:  # In [0,1]; 0: all in one cluster
+    "Entropy of the labels of a batch, divided by ln K; needs no true labels."
+    return 1 - shortfall(F.one_hot(labels, k).float().mean(0)) / math.log(k)
 
 # %% ../nbs/foundations/04_cluster.ipynb #7d69c0ca
 def match(

@@ -62,8 +62,10 @@ def vgg4(
 
 # %% ../nbs/foundations/03_nets.ipynb #88696924
 STEMS = {
-    "conv": lambda: nn.Identity(),  # 32 -> 32, as most clustering papers
-    "conv+pool": lambda: nn.MaxPool2d(2, stride=2, padding=1),  # 32 -> 17, as MMDC
+    # (kernel, stride, padding) of the first convolution and of the max-pool after it
+    "conv": ((3, 1, 1), None),  # 32 -> 32, as most clustering papers
+    "conv+pool": ((3, 1, 1), (2, 2, 1)),  # 32 -> 17, as MMDC
+    "torchvision": ((7, 2, 3), (3, 2, 1)),  # 224 -> 56
 }
 
 
@@ -105,9 +107,10 @@ class SmallImageResNet(ResNet):
     ):
         self.width, self.shortcut = width, SHORTCUTS[shortcut]
         super().__init__(block, layers)
-        self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+        conv, pool = STEMS[stem]
+        self.conv1 = nn.Conv2d(channels, width, *conv, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.maxpool = STEMS[stem]()
+        self.maxpool = nn.MaxPool2d(*pool) if pool else nn.Identity()
         self.fc = nn.Identity()
         self.out_features = 8 * width * block.expansion
 
@@ -126,10 +129,10 @@ def resnet(
     depth: int,  # 18, 34 or 50
     channels: int = 3,
     width: int = 64,  # Channels of the first stage; 64 is the standard net
-    stem: str = "conv",  # 'conv', or 'conv+pool' as in MMDC
+    stem: str = "conv",  # 'conv', 'conv+pool' as in MMDC, or 'torchvision' for 224 pixels
     shortcut: str = "conv",  # Where a stage changes the width: 'conv', or 'pool' as in LSD-C
 ) -> SmallImageResNet:
-    "ResNet of the given depth for images of 32 to 96 pixels."
+    "ResNet of the given depth, for images of 32 to 96 pixels unless the stem is torchvision's."
     block = Bottleneck if depth == 50 else BasicBlock
     layers = {18: [2, 2, 2, 2], 34: [3, 4, 6, 3], 50: [3, 4, 6, 3]}[depth]
     return SmallImageResNet(block, layers, channels, width, stem, shortcut)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WEIGHTS', 'FALLS', 'COLOURS', 'MNIST', 'POLICIES', 'STEPS', 'setting', 'check_setting', 'check_tuples', 'check_norm',
            'Recipe', 'parsed', 'with_settings', 'with_epochs', 'known_as', 'policy', 'pick_recipe', 'long_enough',
-           'Card', 'augmentation', 'crop_only', 'test_view', 'with_weights', 'network']
+           'Card', 'augmentation', 'area_crop', 'crop_only', 'test_view', 'with_weights', 'network']
 
 # %% ../nbs/foundations/12_recipes.ipynb #03683ad7
 import ast
@@ -22,6 +22,7 @@ from deepclust_nb.augment import (
     Augment,
     ColourJitter,
     RandomAffine,
+    RandomBlur,
     RandomCrop,
     RandomFlip,
     RandomGrayscale,
@@ -88,7 +89,7 @@ def check_norm(
         raise DeepClustError(f"mean={mean}, std={std}: give a number for each channel, std above 0")
 
 # %% ../nbs/foundations/12_recipes.ipynb #185f9541
-WEIGHTS, FALLS = ("he", "torch"), ("drops", "cosine")
+WEIGHTS, FALLS = ("he", "torch"), ("drops", "cosine", "cosine-whole")
 
 
 # long: a table of settings, a line each
@@ -98,7 +99,10 @@ class Recipe:
 
     backbone: str = setting("resnet18", "network: small_cnn, vgg4, resnet18, resnet34 or resnet50")
     width: int | None = setting(None, "channels of its first stage; None: the usual", 1)
-    stem: str = setting("conv+pool", "ResNet stem: conv (32 -> 32 px) or conv+pool (32 -> 17 px)")
+    stem: str = setting(
+        "conv+pool",
+        "ResNet stem: conv (32 -> 32 px), conv+pool (32 -> 17) or torchvision (224 -> 56)",
+    )
     shortcut: str = setting("conv", "past a ResNet stage: conv, or pool (no weights, as LSD-C)")
     init: str = setting(
         "random", "start of the backbone: random, rotnet, instance, or a run folder"
@@ -120,7 +124,9 @@ class Recipe:
     flip: bool = setting(False, "mirror half of the images")
     jitter: float = setting(0.0, "strength of brightness, contrast and saturation changes", 0)
     hue: float = setting(0.0, "strength of hue changes, turns of the colour circle", 0)
+    jittered: float = setting(1.0, "share of images whose colours are changed so", 0, 1)
     grey: float = setting(0.0, "share of images turned grey", 0)
+    blur: float = setting(0.0, "share of images blurred", 0, 1)
     degrees: float = setting(0.0, "largest rotation, degrees", 0)
     shift: float = setting(0.0, "largest shift, share of the side", 0)
     zoom: float = setting(0.0, "largest change of scale, share", 0)
@@ -128,7 +134,11 @@ class Recipe:
     bs: int = setting(128, "images per batch", 2)
     lr: float = setting(0.05, "learning rate", 0)
     wd: float = setting(5e-4, "weight decay of everything but 1-D parameters", 0)
-    schedule: str = setting("drops", "how the rate falls: drops, or cosine (to zero)", among=FALLS)
+    schedule: str = setting(
+        "drops",
+        "how the rate falls: drops, cosine (to zero), or cosine-whole (ProPos)",
+        among=FALLS,
+    )
     drops: tuple = setting((), "(progress, factor) pairs at which the rate is multiplied")
     warmup: float = setting(0.0, "share of the run over which the rate rises first", 0, 0.9)
     log_every: int = setting(1, "epochs between two looks at the clusters", 1)
@@ -152,7 +162,8 @@ class Recipe:
 
     def fit_settings(self) -> dict:
         "What `fit` takes of a recipe."
-        fall = cosine(self.warmup) if self.schedule == "cosine" else step_decay(self.drops)
+        falls = {"drops": step_decay(self.drops), "cosine": cosine(self.warmup)}
+        fall = (falls | {"cosine-whole": cosine(self.warmup, 1.0)})[self.schedule]
         rates = {"lr": self.lr, "wd": self.wd, "schedule": fall}
         return {"stages": self.stages(), "bs": self.bs, "log_every": self.log_every} | rates
 
@@ -224,7 +235,10 @@ POLICIES = {
 def known_as(data: ImageSet) -> str:
     "The name of the built-in set that these images are, else ''; a folder may have any name."
     info = DATASETS.get(data.title)
-    return data.title if info and not data.paths and data.shape[0] == info.shape[0] else ""
+    if info is None or data.shape[0] != info.shape[0]:
+        return ""
+    ours = data.classes == info.classes if info.source == "folder" else not data.paths
+    return data.title if ours else ""
 
 
 def policy(data: ImageSet) -> dict:
@@ -276,10 +290,11 @@ class Card(NamedTuple):
 
 # %% ../nbs/foundations/12_recipes.ipynb #f2891ed3
 def augmentation(recipe: Recipe) -> Augment:
-    "The random changes of a training view, in MMDC's order: colour, grey, flip, rotation, crop."
-    ops = []
+    "A training view, in MMDC's order: colour, grey, flip, rotation, crop; crops by area come first."
+    first, ops = area_crop(recipe), []
     if recipe.jitter:
-        ops.append(ColourJitter(recipe.jitter, recipe.jitter, recipe.jitter, recipe.hue))
+        strengths = (recipe.jitter, recipe.jitter, recipe.jitter, recipe.hue)
+        ops.append(ColourJitter(*strengths, p=recipe.jittered))
     if recipe.grey:
         ops.append(RandomGrayscale(recipe.grey))
     if recipe.flip:
@@ -287,7 +302,13 @@ def augmentation(recipe: Recipe) -> Augment:
     if recipe.degrees or recipe.shift or recipe.zoom:
         scale = (1 - recipe.zoom, 1 + recipe.zoom)
         ops.append(RandomAffine(recipe.degrees, recipe.shift, scale))
-    return Augment(*ops, *crop_only(recipe).ops)
+    ops += crop_only(recipe).ops[len(first) :]
+    return Augment(*first, *ops, *([RandomBlur(p=recipe.blur)] if recipe.blur else []))
+
+
+def area_crop(recipe: Recipe) -> list[RandomResizedCrop]:  # None or one
+    "The crop of random area, which the programs that use it apply before anything else."
+    return [RandomResizedCrop(recipe.size, (recipe.area, 1.0))] if recipe.area < 1 else []
 
 
 def crop_only(recipe: Recipe) -> Augment:
@@ -296,9 +317,8 @@ def crop_only(recipe: Recipe) -> Augment:
     if cut and recipe.size is None:
         value = getattr(recipe, cut)
         raise DeepClustError(f"{cut}={value}: also give size, the side crops are brought to")
-    crop = [RandomCrop(recipe.crops, recipe.size)] if recipe.crops else []
-    crop += [RandomResizedCrop(recipe.size, (recipe.area, 1.0))] if recipe.area < 1 else []
-    return Augment(*crop, *([RandomPadCrop(recipe.pad)] if recipe.pad else []))
+    fixed = [RandomCrop(recipe.crops, recipe.size)] if recipe.crops else []
+    return Augment(*area_crop(recipe), *fixed, *([RandomPadCrop(recipe.pad)] if recipe.pad else []))
 
 # %% ../nbs/foundations/12_recipes.ipynb #03bd18f2
 def test_view(recipe: Recipe, data: ImageSet) -> Callable:

@@ -38,14 +38,22 @@ from deepclust_nb.engine import (
     new_run,
 )
 from .gallery import write_gallery
-from .methods import lsdc, mmdc, pretext, scl
+from .methods import byol, digpro, lsdc, mmdc, ncc, pretext, scl
 from .metrics import confusion, correct, kmeans_score, linear_probe, pixels
 from .recipes import Card, Recipe, with_epochs, with_settings
 from .runs import RunFolder, atomic_write, write_json
 from .viz import plot_confusion, plot_curves, plot_maps, plot_sizes, show_clusters
 
 # %% ../nbs/foundations/13_train.ipynb #bfe2fec4
-METHODS: dict[str, Card] = {**mmdc.CARDS, **lsdc.CARDS, **scl.CARDS, **pretext.CARDS}
+METHODS: dict[str, Card] = {
+    **mmdc.CARDS,
+    **lsdc.CARDS,
+    **scl.CARDS,
+    **byol.CARDS,
+    **ncc.CARDS,
+    **digpro.CARDS,
+    **pretext.CARDS,
+}
 
 
 @dataclass(frozen=True)

@@ -152,6 +152,34 @@ def test_wrong_setting_of_scl(refused, wrong):
     assert says in refused("train", "scl", *DIGITS, "--set", setting)
 
 
+CHAIN_WRONG = {
+    "decay": ("byol", "decay=none", "weights"),
+    "one dimension": ("byol", "dim=1", "dim=1"),
+    "E-step": ("byol", "every=0", "every=0"),
+    "momentum above 1": ("byol", "top=1.5", "top=1.5"),
+    "noise": ("ncc", "sigma=-1", "sigma=-1"),
+    "around": ("ncc", "around=sphere", "unit"),
+    "soft": ("ncc", "soft=0", "soft=0"),
+    "queue": ("ncc", "queue=-5", "queue=-5"),
+    "balanced": ("ncc", "balanced=often", "bool"),
+    "anchor": ("digpro", "anchor=backbone", "projector"),
+    "no groups": ("digpro", "groups=0", "groups=0"),
+    "groups that are not the clusters": ("digpro", ("groups=5", "read=groups"), "groups=5"),
+    "beta above 1": ("digpro", "beta=2", "beta=2"),
+    "no slots": ("digpro", "slots=0", "slots=0"),
+    "bank smaller than groups": ("digpro", "slots=5", "slots=5"),
+    "pace": ("digpro", "pace=never", "epoch"),
+}
+
+
+@pytest.mark.parametrize("wrong", CHAIN_WRONG)
+def test_wrong_setting_of_byol_ncc_digpro(refused, wrong):
+    method, settings, says = CHAIN_WRONG[wrong]
+    settings = (settings,) if isinstance(settings, str) else settings
+    options = [part for setting in settings for part in ("--set", setting)]
+    assert says in refused("train", method, *DIGITS, *options)
+
+
 def test_unknown_method(refused):
     assert "use one of mmdc" in refused("train", "kmeans", *DIGITS)
     assert "use one of mmdc" in refused("methods", "kmeans")

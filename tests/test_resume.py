@@ -238,7 +238,9 @@ def test_several_stops_equal_none(train, tmp_path):
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("method", ["scl", "moco", "lsdc", "instance", "rotnet", "nat"])
+@pytest.mark.parametrize(
+    "method", ["scl", "moco", "lsdc", "byol", "ncc", "digpro", "instance", "rotnet", "nat"]
+)
 def test_every_method_is_taken_up_bit_for_bit(deepclust, tiny, tmp_path, no_figures, method):
     "Banks, slow copies and pseudo-labels are in the checkpoint too."
     for name, stops in (("whole", [None]), ("parts", [1, None])):

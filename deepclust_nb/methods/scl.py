@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['PICA', 'LARGE', 'PHOTOS', 'DIGITS', 'ONES', 'RECIPES', 'CARDS', 'PUBLISHED', 'PUBLISHED_FEATURES', 'instance_loss',
-           'log_densities', 'vote', 'cluster_loss', 'doubt', 'sinkhorn', 'sharpened', 'unbalanced', 'shortfall',
-           'imbalance', 'evenness', 'projector', 'balanced_labels', 'MomentumContrast', 'MoCo', 'SCL', 'MoCoRecipe',
-           'SCLRecipe', 'scl_recipe', 'moco_recipe', 'slots_of', 'build', 'build_moco']
+           'log_densities', 'vote', 'cluster_loss', 'doubt', 'sinkhorn', 'sharpened', 'unbalanced', 'imbalance',
+           'projector', 'balanced_labels', 'MomentumContrast', 'MoCo', 'SCL', 'MoCoRecipe', 'SCLRecipe', 'scl_recipe',
+           'moco_recipe', 'slots_of', 'build', 'build_moco']
 
 # %% ../../nbs/methods/30_scl.ipynb #19b411aa
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
@@ -19,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..cluster import kmeans
+from ..cluster import evenness, kmeans, shortfall
 from ..core import generator, unit
 from ..data import ImageSet
 from ..engine import Method, extract
@@ -110,26 +109,11 @@ def unbalanced(
     return votes
 
 
-def shortfall(
-    shares: Float[Tensor, " K"],  # Of the clusters, sum 1
-) -> Float[Tensor, ""]:  # Nats in [0, ln K]; 0 when all shares are equal
-    "How much entropy the shares lack: ln K - H."
-    return math.log(len(shares)) + torch.xlogy(shares, shares).sum()
-
-
 def imbalance(
     scores: Float[Tensor, "B K"],  # Before softmax
 ) -> Float[Tensor, ""]:  # Nats in [0, ln K]
     "Shortfall of the mean prediction: another way to keep clusters alike (PICA, CVPR 2020)."
     return shortfall(scores.softmax(1).mean(0))
-
-
-def evenness(
-    labels: Int[Tensor, " B"],
-    k: int,  # Clusters, 2 or more
-) -> Float[Tensor, ""]:  # In [0,1]; 0: all in one cluster
-    "Entropy of the labels of a batch, divided by ln K; needs no true labels."
-    return 1 - shortfall(F.one_hot(labels, k).float().mean(0)) / math.log(k)
 
 # %% ../../nbs/methods/30_scl.ipynb #37ecce44
 def projector(
