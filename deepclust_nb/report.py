@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Ways', 'check_parameters', 'with_labels', 'about_images', 'show_sample', 'paper_recipe', 'recipe_changes',
-           'about_plan', 'parameters', 'assignment_rows', 'ways', 'ways_table', 'plot_ways', 'pair_figures', 'share_of']
+           'about_plan', 'parameters', 'assignment_rows', 'ways', 'ways_table', 'plot_ways', 'rival_plan',
+           'ways_of_runs', 'commonest', 'show_cases', 'show_mistakes', 'pair_figures', 'share_of']
 
 # %% ../nbs/foundations/15_report.ipynb #fa78af93
 import csv
@@ -21,10 +22,11 @@ from torch import Tensor
 
 from .data import DATASETS, ImageSet, batch_count
 from .engine import new_run
+from .metrics import correct
 from .recipes import Recipe
 from .runs import RunFolder
-from .train import METHODS, Plan, blank, build, limited
-from .viz import PETROFF, panels, show_images
+from .train import METHODS, Plan, blank, build, evaluate_run, limited, make_plan
+from .viz import PETROFF, by_confidence, draw_rows, panels, show_images
 
 # %% ../nbs/foundations/15_report.ipynb #0838b580
 def check_parameters(
@@ -178,6 +180,82 @@ def plot_ways(
     axes[0, 0].set_yticks(range(len(found)), found)
     axes[0, 0].invert_yaxis()
     return fig
+
+# %% ../nbs/foundations/15_report.ipynb #11ca3339
+def rival_plan(
+    plan: Plan,  # Of the method that is looked at
+    method: str,  # A key of METHODS: what to compare it with
+    settings: dict[
+        str, Any
+    ],  # Changes that the plan was made with; those that the rival has too are kept
+) -> Plan:
+    "Another method on the same images, with the same seed and as many epochs."
+    has = {f.name for f in fields(METHODS[method].recipe(plan.data, plan.profile))}
+    shared = {name: value for name, value in settings.items() if name in has}
+    total = sum(epochs for _, epochs in plan.recipe.stages())
+    options = {"device": str(plan.device), "settings": shared}
+    return make_plan(method, plan.data, plan.k, plan.profile, total, plan.seed, **options)
+
+
+def ways_of_runs(
+    runs: dict[str, tuple[dict, RunFolder]],  # Title -> summary and folder, plain ones first
+    data: ImageSet,  # With labels
+) -> Ways:
+    "The ways of several runs; pixels once, each run's features under its title, its own clusters last."
+    rows, some = {}, limited(data, 10_000)
+    for title, (summary, folder) in runs.items():
+        found = ways(summary, evaluate_run(folder.path, some, summary["device"], probe=True), title)
+        rows |= {name.replace("on features", f"on {title}"): pair for name, pair in found.items()}
+    return dict(sorted(rows.items(), key=lambda row: " after " in row[0]))
+
+# %% ../nbs/foundations/15_report.ipynb #5d95f009
+def commonest(
+    group: Int[Tensor, " N"],  # Of each image, 0..k-1
+    y: Int[Tensor, " N"],  # True classes
+    k: int,  # Groups
+) -> Int[Tensor, " k"]:  # 0 for an empty group
+    "The class that most images of each group belong to."
+    counts = torch.zeros(k, int(y.max()) + 1, dtype=torch.long)
+    return counts.index_put_((group, y), torch.ones_like(y), accumulate=True).argmax(1)
+
+
+def show_cases(
+    data: ImageSet,  # With labels, on the CPU
+    assign: Int[Tensor, " N"],  # Clusters
+    confidence: Float[Tensor, " N"],
+    k: int,  # Clusters
+    per_cluster: int = 7,  # Images of each kind
+) -> Figure:
+    "Surest right and surest wrong images of each cluster, with their numbers."
+    ok = torch.as_tensor(correct(data.y, assign))
+    fig, axes = panels(1, 2, (0.45 * per_cluster + 1, 0.45 * k + 0.3))
+    for ax, (title, part) in zip(axes[0], {"right": ok, "wrong": ~ok}.items()):
+        at = part.nonzero()[:, 0]
+        members = by_confidence(assign[at].numpy(), confidence[at].numpy(), k)
+        labels = [f"{c}: {len(rows)}" for c, rows in enumerate(members)]
+        rows = [rows[:per_cluster] for rows in members]
+        draw_rows(ax, data.x[at].numpy(), rows, labels, None, per_cluster)
+        ax.set_title(f"{title}, surest first", fontsize=9)
+    return fig
+
+
+def show_mistakes(
+    data: ImageSet,  # With labels, on the CPU
+    assign: Int[Tensor, " N"],  # Clusters
+    confidence: Float[Tensor, " N"],
+    k: int,  # Clusters
+    n: int = 12,  # Images at most
+) -> Figure | None:  # None, and a line, where nothing is wrong
+    "Wrong images of the highest confidence: their class, and the commonest class of their cluster."
+    wrong = torch.as_tensor(~correct(data.y, assign)).nonzero()[:, 0]
+    wrong = wrong[confidence[wrong].argsort(descending=True, stable=True)][:n]
+    if len(wrong) == 0:
+        return print("no mistake")
+    there = commonest(assign, data.y, k)[assign[wrong]]
+    pairs = zip(data.y[wrong].tolist(), there.tolist())
+    titles = [f"{data.classes[a]}→{data.classes[b]}" for a, b in pairs]
+    columns = 12 if max(map(len, titles)) < 8 else 6
+    return show_images(data.x[wrong], titles, columns, 0.7 if columns == 12 else 1.3)
 
 # %% ../nbs/foundations/15_report.ipynb #932f5ea4
 def pair_figures(

@@ -66,6 +66,32 @@ BANKS = {
     "banks of 64": ["slots=64"],
     "temperature 0.2": ["tau=0.2"],
 }
+CHAIN = {"BYOL": ["byol"], "NCC": ["ncc"], "DigPro": ["digpro"]}
+CHAIN_PARTS = {
+    "BYOL": ["byol"],
+    "no noise": ["ncc", "sigma=0"],
+    "no prototypes": ["ncc", "weight=0"],
+    "NCC": ["ncc"],
+    "noise 0.1": ["ncc", "sigma=0.1"],
+    "prototypes at 0.1": ["ncc", "weight=0.1"],
+    "prototypes at 1": ["ncc", "weight=1"],
+    "soft membership": ["ncc", "soft=0.1"],
+    "balanced draws": ["ncc", "balanced=true"],
+    "momentum constant": ["ncc", "top=0.98"],
+    "predictor at the common rate": ["ncc", "faster=1"],
+    "DigPro": ["digpro"],
+    "groups only": ["digpro", "weight=0"],
+    "groups at 0.3": ["digpro", "group_weight=0.3"],
+    "groups at 1": ["digpro", "group_weight=1"],
+    "groups once an epoch": ["digpro", "pace=epoch"],
+    "never placed anew": ["digpro", "period=0"],
+    "crowded start, never placed anew": ["digpro", "period=0", "start=orthant"],
+    "groups detached, old": ["digpro", "against=old"],
+    "raw lengths": ["digpro", "length=raw"],
+    "twice the groups": ["digpro", "groups=20"],
+    "bank of 256": ["digpro", "slots=256"],
+    "read off groups": ["digpro", "read=groups"],
+}
 WITH_MOCO = {"SCL": ["scl"], "MoCo + k-means": ["moco"]}
 CLAIMS = {
     "mmdc_digits": {
@@ -149,6 +175,45 @@ CLAIMS = {
         "fidelity": "the images themselves, 8x8",
         "paper": None,
     },
+    "chain_digits": {
+        "claim": "BYOL, NCC and DigPro on scikit-learn's digits, profile laptop",
+        "args": ["--data", "digits", "--profile", "laptop"],
+        "variants": CHAIN,
+        "fidelity": "the images themselves, 8x8",
+        "paper": None,
+        "probe": True,
+    },
+    "chain_digits_parts": {
+        "claim": "What each part of BYOL, NCC and DigPro does, digits, profile ci",
+        "args": ["--data", "digits", "--profile", "ci"],
+        "variants": CHAIN_PARTS,
+        "fidelity": "the images themselves, 8x8",
+        "paper": None,
+    },
+    "rsod": {
+        "claim": "BYOL, NCC and DigPro on 936 images of RSOD at 32 px, narrow ResNet-18, profile laptop",
+        "args": ["--data", "rsod", "--profile", "laptop"],
+        "variants": CHAIN,
+        "fidelity": "936 of the 976 images, JPEG, shrunk to 96 px; 64 exact duplicates",
+        "paper": {
+            "table": "1",
+            "data": "RSOD, 976 images, BigResNet-18, 1000 epochs",
+            "ProPos": {"acc": 0.632, "nmi": 0.351, "ari": 0.272},
+            "DigPro": {"acc": 0.590, "nmi": 0.507, "ari": 0.441},
+        },
+    },
+    "uc_merced": {
+        "claim": "BYOL, NCC and DigPro on UC-Merced at 32 px, narrow ResNet-18, profile laptop, one seed",
+        "args": ["--data", "uc-merced", "--profile", "laptop"],
+        "variants": CHAIN,
+        "fidelity": "all 2,100 images, JPEG, shrunk from 256 to 96 px",
+        "paper": {
+            "table": "1",
+            "data": "UC-Merced, 2,100 images, BigResNet-18, 1000 epochs",
+            "ProPos": {"acc": 0.576, "nmi": 0.614, "ari": 0.416},
+            "DigPro": {"acc": 0.595, "nmi": 0.633, "ari": 0.453},
+        },
+    },
     "baselines_digits": {
         "claim": "NAT, RotNet and instance discrimination with k-means, digits, profile laptop",
         "args": ["--data", "digits", "--profile", "laptop"],
@@ -207,6 +272,7 @@ def one_run(claim: dict, variant: str, seed: int, root: str | None) -> dict:
         if claim.get("probe"):
             record["features"] = features_of(out, root)
     record["curve"] = [[line["epoch"], line["acc"]] for line in lines if "acc" in line]
+    record["last"] = {name: value for name, value in lines[-1].items() if "." in name}
     return {"variant": variant, "commit": commit(), "cores": os.cpu_count()} | record
 
 
