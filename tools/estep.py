@@ -19,7 +19,10 @@ from threadpoolctl import threadpool_limits
 from deepclust_nb.cluster import spherical_kmeans
 from deepclust_nb.core import generator, unit
 
-SPREAD = {"clustered": 1.0, "hardly clustered": 4.0}  # length of the noise beside a centre of length 1
+SPREAD = {
+    "clustered": 1.0,
+    "hardly clustered": 4.0,
+}  # length of the noise beside a centre of length 1
 
 
 def rows(n: int, dim: int, k: int, spread: float, seed: int) -> torch.Tensor:
@@ -39,25 +42,29 @@ def inertia(x: torch.Tensor, assign: torch.Tensor, k: int) -> float:
     return float(x.square().sum() - (sums.square().sum(1) / counts).sum())
 
 
-def timed(action) -> tuple[float, object]:
-    "Seconds, and the result."
-    begin = time.perf_counter()
-    found = action()
-    return time.perf_counter() - begin, found
+def ours(x: torch.Tensor, seed: int, args: argparse.Namespace) -> torch.Tensor:
+    "Clusters (N,) of our E-step."
+    options = {"restarts": args.restarts, "iters": args.iters, "tol": args.tol}
+    return spherical_kmeans(x, args.k, seed=seed, **options).assign
+
+
+def theirs(x: torch.Tensor, seed: int, args: argparse.Namespace) -> torch.Tensor:
+    "Clusters (N,) of scikit-learn's k-means."
+    options = {"n_init": args.restarts, "max_iter": args.iters, "tol": args.tol}
+    found = KMeans(args.k, random_state=seed, **options).fit(x.numpy())
+    return torch.from_numpy(found.labels_).long()
 
 
 def compare(x: torch.Tensor, args: argparse.Namespace) -> dict[str, float]:
     "Both sides in turns; medians of the times, the worst of our inertias against the best of theirs."
-    plain, times, inertias = x.numpy(), {"ours": [], "theirs": []}, {"ours": [], "theirs": []}
+    sides = {"ours": ours, "theirs": theirs}
+    times, inertias = {side: [] for side in sides}, {side: [] for side in sides}
     for seed in range(args.rounds):
-        ours = {"restarts": args.restarts, "iters": args.iters, "tol": args.tol, "seed": seed}
-        took, found = timed(lambda: spherical_kmeans(x, args.k, **ours))
-        times["ours"].append(took)
-        inertias["ours"].append(inertia(x, found.assign, args.k))
-        theirs = {"n_init": args.restarts, "max_iter": args.iters, "tol": args.tol}
-        took, found = timed(lambda: KMeans(args.k, random_state=seed, **theirs).fit(plain))
-        times["theirs"].append(took)
-        inertias["theirs"].append(inertia(x, torch.from_numpy(found.labels_).long(), args.k))
+        for side, cluster in sides.items():
+            begin = time.perf_counter()
+            assign = cluster(x, seed, args)
+            times[side].append(time.perf_counter() - begin)
+            inertias[side].append(inertia(x, assign, args.k))
     seconds = {side: float(np.median(values)) for side, values in times.items()}
     return {
         "ours_s": round(seconds["ours"], 2),
