@@ -5,14 +5,18 @@
 # %% auto #0
 __all__ = ['Ways', 'check_parameters', 'with_labels', 'about_images', 'show_sample', 'paper_recipe', 'recipe_changes',
            'about_plan', 'parameters', 'assignment_rows', 'ways', 'ways_table', 'plot_ways', 'rival_plan',
-           'ways_of_runs', 'commonest', 'show_cases', 'show_mistakes', 'pair_figures', 'share_of']
+           'ways_of_runs', 'recorded', 'figure_of', 'plot_recorded', 'commonest', 'show_cases', 'show_mistakes',
+           'pair_figures', 'share_of']
 
 # %% ../nbs/foundations/15_report.ipynb #fa78af93
 import csv
 import difflib
 import inspect
+import json
 from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -207,6 +211,49 @@ def ways_of_runs(
         found = ways(summary, evaluate_run(folder.path, some, summary["device"], probe=True), title)
         rows |= {name.replace("on features", f"on {title}"): pair for name, pair in found.items()}
     return dict(sorted(rows.items(), key=lambda row: " after " in row[0]))
+
+# %% ../nbs/foundations/15_report.ipynb #a48a2581
+def recorded(
+    name: str,  # A file of `results/`, without its ending
+    folder: str | Path = "../../results",  # As seen from a lesson
+) -> dict[str, list[dict]]:  # Variant -> its runs; {} where nothing was recorded
+    "The runs of a claim, variant by variant, seeds in order."
+    file = Path(folder) / f"{name}.json"
+    records = json.loads(file.read_text(encoding="utf-8"))["records"] if file.exists() else []
+    variants = dict.fromkeys(r["variant"] for r in records)
+    return {variant: [r for r in records if r["variant"] == variant] for variant in variants}
+
+
+def figure_of(
+    runs: list[dict],  # Of one variant
+    name: str,  # A figure of the run, such as 'acc', or a term of its last epoch
+) -> list[float]:  # One a run
+    "A figure of each run; terms such as `isotropy` are those of the last epoch."
+    return [r[name] if name in r else r["last"][f"train.{name}"] for r in runs]
+
+
+def plot_recorded(
+    runs: dict[str, list[dict]],  # Of `recorded`
+    names: tuple[str, ...] = ("acc", "nmi"),  # Figures, see `figure_of`
+    published: dict[str, dict[str, float]] | None = None,  # Variant -> figures, where there are any
+) -> Figure:
+    "A dot a run, a bar at the median, a diamond for the paper's figure, a dotted line for k-means on pixels."
+    published = published or {}
+    fig, axes = panels(1, len(names), (2.6, 0.26 * len(runs) + 0.9), sharey=True)
+    for ax, name in zip(axes[0], names):
+        for row, (variant, of) in enumerate(runs.items()):
+            found = figure_of(of, name)
+            if name in published.get(variant, {}):
+                ax.plot(published[variant][name], row, "kD", ms=5)
+            ax.plot(found, [row] * len(found), "o", color=PETROFF[0], ms=4)
+            ax.plot([median(found)] * 2, [row - 0.3, row + 0.3], "k", lw=2)
+        plain = next(iter(runs.values()))[0]["baseline"].get(name)
+        if plain is not None:
+            ax.axvline(plain, color="0.4", ls=":", lw=1)
+        ax.set_title(name.upper() if len(name) == 3 else name, fontsize=9)
+    axes[0, 0].set_yticks(range(len(runs)), runs, fontsize=8)
+    axes[0, 0].invert_yaxis()
+    return fig
 
 # %% ../nbs/foundations/15_report.ipynb #5d95f009
 def commonest(
