@@ -65,6 +65,8 @@ class ImageSet:
         for name, column in columns.items():
             if len(column) != len(self.x):
                 raise DeepClustError(f"{name}: {len(column)} entries for {len(self.x)} images")
+        if self.extra is not None and self.extra.shape != self.shape:
+            raise DeepClustError(f"extra: images {self.extra.shape}, expected {self.shape}")
 
     def __len__(self) -> int:
         return len(self.x)

@@ -57,6 +57,9 @@ class Method(nn.Module):
         "What one epoch consists of."
         return [Pass("train", run.views, self.loss, self.update)]
 
+    def begin(self) -> None:
+        "The first weights are in place, drawn or read from another run."
+
     def e_step(self, run: "Run") -> None:
         "Before each epoch and once after the last: the only place that looks at the whole set."
 
@@ -177,13 +180,20 @@ def new_run(
     opt = optimiser(method.param_groups(lr, wd), lr=lr)
     for group in opt.param_groups:
         group["base_lr"] = group["lr"]
-    images, rows = replace(data, y=None), max(len(data), len(data.extra or ()))
+    extra = None if data.extra is None else replace(data.extra, y=None)
+    images, rows = replace(data, y=None, extra=extra), max(len(data), len(extra or ()))
     return Run(method, images, views, tuple(stages), bs, schedule, opt, Draws(rows, seed))
 
 # %% ../nbs/foundations/10_engine.ipynb #49360d96
-def train_step(run: Run, what: Pass, idx: Tensor, x: Tensor) -> dict[str, Tensor]:
+def train_step(
+    run: Run,
+    what: Pass,
+    idx: Int[Tensor, " B"],  # Positions in the set
+    x: Float[Tensor, "B C H W"],
+    rows: Int[Tensor, " B"] | None = None,  # Of the epoch's draws; None: the positions
+) -> dict[str, Tensor]:
     "Views, loss, backward, step, update; returns the named scalars."
-    batch = what.views(x, idx, run.draws)
+    batch = what.views(x, idx if rows is None else rows, run.draws)
     out = what.loss(idx, batch)
     run.optimiser.zero_grad()
     out["loss"].backward()
@@ -213,8 +223,10 @@ def train_pass(
     data, order = visits(run, what)
     try:
         for idx, x in data.batches(run.bs, order):
+            # an image that a pass visits several times gets other draws each time
+            rows = idx if what.order is None else torch.arange(seen, seen + len(idx)).to(idx)
             run.at((run.epoch + begin + width * seen / len(order)) / run.epochs)
-            for name, value in train_step(run, what, idx, x).items():
+            for name, value in train_step(run, what, idx, x, rows).items():
                 totals[name] = totals.get(name, 0) + value * (len(idx) / len(order))
             run.images, seen = run.images + len(idx), seen + len(idx)
             bar.update(len(idx))

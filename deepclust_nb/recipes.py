@@ -247,7 +247,7 @@ def policy(data: ImageSet) -> dict:
     if known_as(data) in POLICIES:
         return POLICIES[data.title]
     if side < 16:
-        return POLICIES["digits"]
+        return POLICIES["digits"] | {"size": side}
     colours = COLOURS if channels == 3 else {}
     return colours | {"size": side, "crops": (round(side * 5 / 8),)}
 
@@ -308,15 +308,17 @@ def augmentation(recipe: Recipe) -> Augment:
 
 def area_crop(recipe: Recipe) -> list[RandomResizedCrop]:  # None or one
     "The crop of random area, which the programs that use it apply before anything else."
-    return [RandomResizedCrop(recipe.size, (recipe.area, 1.0))] if recipe.area < 1 else []
+    if recipe.area == 1:
+        return []
+    if recipe.size is None:
+        raise DeepClustError(f"area={recipe.area}: also give size, the side crops are brought to")
+    return [RandomResizedCrop(recipe.size, (recipe.area, 1.0))]
 
 
 def crop_only(recipe: Recipe) -> Augment:
     "The random crop and shift alone, which is all that the rotation task allows."
-    cut = "crops" if recipe.crops else "area" if recipe.area < 1 else ""
-    if cut and recipe.size is None:
-        value = getattr(recipe, cut)
-        raise DeepClustError(f"{cut}={value}: also give size, the side crops are brought to")
+    if recipe.crops and recipe.size is None:
+        raise DeepClustError(f"crops={recipe.crops}: also give size, the side crops are brought to")
     fixed = [RandomCrop(recipe.crops, recipe.size)] if recipe.crops else []
     return Augment(*area_crop(recipe), *fixed, *([RandomPadCrop(recipe.pad)] if recipe.pad else []))
 

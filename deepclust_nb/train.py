@@ -167,6 +167,7 @@ def start_from(method: Method, folder: str | Path) -> None:
         stored = state["method"].items()
         net = {name.removeprefix("net."): v for name, v in stored if name.startswith("net.")}
         method.net.load_state_dict(net)
+        method.begin()
     except (KeyError, TypeError, RuntimeError, AttributeError):
         raise DeepClustError(
             f"{folder}: its network differs; use the same backbone and width"

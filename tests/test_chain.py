@@ -1,14 +1,15 @@
 "BYOL, NCC and DigPro are one chain: with its own terms weighted zero, each is the one before it, to the last bit."
 
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
 
 from deepclust_nb.data import ImageSet, load_data
-from deepclust_nb.engine import fit
+from deepclust_nb.engine import extract, fit, train_pass, visits
 from deepclust_nb.recipes import with_settings
-from deepclust_nb.train import METHODS
+from deepclust_nb.train import METHODS, make_plan, start_from, train
 
 SMALL = {
     "width": 4,
@@ -92,6 +93,31 @@ def test_images_that_are_not_clustered_train_the_network_first(images):
     assert ids.max() < 200 and run.method.queue.written == 3 * 2 * 200
 
 
+def test_further_images_are_predicted_from_neighbours_too(images):
+    "The noise belongs to the instance loss, so the first phase has it as well."
+    extra = load_data("digits").subset(torch.arange(200, 300)).to(images.x.device)
+    losses = {
+        sigma: trained("ncc", replace(images, extra=extra), sigma=sigma).history[-1]["extra.loss"]
+        for sigma in (0.0, 3.0)
+    }
+    assert losses[0.0] != losses[3.0]
+
+
+@pytest.mark.parametrize("name", ["byol", "moco"])
+def test_a_start_reaches_the_slow_copy(images, tmp_path, no_figures, name):
+    "What is measured of a start, before the first epoch, is measured on its weights."
+    options = {"profile": "ci", "device": str(images.x.device), "settings": {"width": 4}}
+    plan = make_plan("instance", images, epochs=1, **options)
+    train(plan, tmp_path / "start", progress=False, say=lambda line: None)
+    recipe = with_settings(METHODS[name].recipe(images, "ci"), {"width": 4})
+    method = METHODS[name].build(recipe, images, 10, 0)[0].to(images.x.device)
+    before = extract(method, images, lambda x: method.slow(method.view(x)))
+    start_from(method, tmp_path / "start")
+    after = extract(method, images, lambda x: method.slow(method.view(x)))
+    trained_net = extract(method, images, lambda x: method.encoder(method.view(x)))
+    assert torch.equal(after, trained_net) and not torch.allclose(after, before)
+
+
 def test_balanced_epochs_draw_every_cluster_equally_often(images):
     from deepclust_nb.core import generator
     from deepclust_nb.methods.ncc import balanced_order
@@ -101,4 +127,20 @@ def test_balanced_epochs_draw_every_cluster_equally_often(images):
     shares = labels[order].bincount(minlength=4) / len(labels)
     assert len(order) == len(labels) and (shares[:3] - 1 / 3).abs().max() < 0.05 and shares[3] == 0
     run = trained("ncc", images, balanced=True)
-    assert run.images == 3 * len(images)
+    seen, order = visits(run, run.method.passes(run)[0])
+    assert seen is run.data and len(order) == len(images) and len(order.unique()) < len(images)
+
+
+def test_an_image_that_is_drawn_twice_is_changed_twice(images):
+    "Draws belong to visits where a pass has an order of its own."
+    run = trained("ncc", images, balanced=True, weight=0.0)
+    what, shown = run.method.passes(run)[0], []
+
+    def views(x, idx, draws):
+        batch = run.views(x, idx, draws)
+        shown.append(batch["views"][: len(x)])
+        return batch
+
+    twice = what._replace(views=views, order=torch.zeros(6, dtype=torch.long))
+    train_pass(run, twice, (0.0, 1.0), mock.Mock())
+    assert len(torch.cat(shown).flatten(1).unique(dim=0)) == 6

@@ -238,11 +238,23 @@ def test_several_stops_equal_none(train, tmp_path):
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
 
 
-@pytest.mark.parametrize(
-    "method", ["scl", "moco", "lsdc", "byol", "ncc", "digpro", "instance", "rotnet", "nat"]
-)
+REMEMBERED = {
+    "scl": "",
+    "moco": "",
+    "lsdc": "",
+    "byol": "every=2",
+    "ncc": "queue=64 balanced=true warmup=0.3 bs=25",
+    "digpro": "period=3 slots=60 bs=25",
+    "instance": "",
+    "rotnet": "",
+    "nat": "",
+}
+
+
+@pytest.mark.parametrize("method", REMEMBERED)
 def test_every_method_is_taken_up_bit_for_bit(deepclust, tiny, tmp_path, no_figures, method):
-    "Banks, slow copies and pseudo-labels are in the checkpoint too."
+    "Banks, slow copies, groups and pseudo-labels are in the checkpoint too."
+    tiny = [*tiny, *(part for way in REMEMBERED[method].split() for part in ("--set", way))]
     for name, stops in (("whole", [None]), ("parts", [1, None])):
         for stop in stops:
             options = ["--data", "digits", "--limit", 100, "--epochs", 3, "--init", "random"]

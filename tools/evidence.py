@@ -89,7 +89,7 @@ CHAIN_PARTS = {
     "groups detached, old": ["digpro", "against=old"],
     "raw lengths": ["digpro", "length=raw"],
     "twice the groups": ["digpro", "groups=20"],
-    "bank of 256": ["digpro", "slots=256"],
+    "bank of 256": ["digpro", "slots=256", "period=5"],
     "read off groups": ["digpro", "read=groups"],
 }
 WITH_MOCO = {"SCL": ["scl"], "MoCo + k-means": ["moco"]}

@@ -114,19 +114,20 @@ class BYOL(Method):
         main = Pass("train", run.views, self.loss, self.update, self.order(run))
         if run.data.extra is None:
             return [main]
-        alone = (
-            partial(BYOL.loss, self),
-            partial(BYOL.update, self),
-        )  # no clusters, whatever comes later
-        return [Pass("extra", run.views, *alone, data=run.data.extra), main]
+        loss, update = partial(BYOL.loss, self), partial(BYOL.update, self)  # whatever comes later
+        return [Pass("extra", run.views, loss, update, data=run.data.extra), main]
 
     def order(self, run) -> Int[Tensor, " n"] | None:
         "Which images an epoch visits; None: each one once, shuffled."
 
+    def begin(self) -> None:
+        "The slow copy is a copy."
+        self.slow.load_state_dict(self.encoder.state_dict())
+
     def e_step(self, run) -> None:
         "The slow copy starts as a copy, whatever weights the run starts from; clusters when due."
         if run.epoch == 0:
-            follow(self.slow, self.encoder, 0.0)
+            self.begin()
         if run.epoch % self.every == 0 or run.epoch == run.epochs:
             self.cluster(run)
 
@@ -146,11 +147,11 @@ class BYOL(Method):
     def loss(self, idx: Int[Tensor, " B"], batch: dict) -> dict:
         "Both views predict each other; mean of the two directions, where the paper adds them."
         h, z = self.seen(batch)
-        return self.terms(self.predictor(h), z)
+        return self.terms(h, z, batch)
 
-    def terms(self, predicted: Float[Tensor, "B2 P"], z: Float[Tensor, "B2 P"]) -> dict:
+    def terms(self, h: Tensor, z: Tensor, batch: dict) -> dict:
         "The loss, and how evenly the slow projections spread."
-        return {"loss": alignment(predicted, swapped(z)), "isotropy": isotropy(z)}
+        return {"loss": alignment(self.predictor(h), swapped(z)), "isotropy": isotropy(z)}
 
     def update(self, idx: Int[Tensor, " B"], out: dict) -> None:
         "The slow copy follows, ever more slowly."
@@ -170,7 +171,8 @@ class BYOL(Method):
         for name, p in self.named_parameters():
             rate = self.faster * lr if name.startswith("predictor.") else lr
             decay = wd if self.decay == "all" or p.ndim > 1 else 0.0
-            groups.setdefault((rate, decay), []).extend([p] * p.requires_grad)
+            if p.requires_grad:
+                groups.setdefault((rate, decay), []).append(p)
         return [{"params": ps, "lr": rate, "weight_decay": d} for (rate, d), ps in groups.items()]
 
 # %% ../../nbs/methods/38_byol.ipynb #8a15949e

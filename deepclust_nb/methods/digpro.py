@@ -93,6 +93,8 @@ def check_groups(
     read: str,  # What clusters are read off
 ) -> int:  # `groups`, unchanged
     "Refuse groups that cannot be placed, or cannot be read as clusters."
+    if groups < 2:
+        raise DeepClustError(f"groups={groups}: give 2 or more")
     if slots < groups:
         raise DeepClustError(f"slots={slots}: a bank for {groups} groups needs {groups} or more")
     if read == "groups" and groups != k:
@@ -124,17 +126,14 @@ class DigPro(NCC):
         copy: bool = False,  # A regroup also resets the slow copy, as SMoG does
         read: str = "centres",  # Clusters are read off k-means centres or groups
         start: Callable = random_groups,  # (groups, dim, stream) -> first groups
-        seed: int = 0,  # Of the first groups
+        seed: int = 0,  # Of the first groups and of k-means
         **options,  # Of NCC
     ):
         super().__init__(net, k, n, view, **options)
-        groups, dim = check_groups(groups or k, k, slots, read), self.centres.shape[1]
-        self.group_weight, self.tau_group, self.beta, self.period = (
-            group_weight,
-            tau_group,
-            beta,
-            period,
-        )
+        groups = check_groups(k if groups is None else groups, k, slots, read)
+        dim = self.centres.shape[1]
+        self.group_weight, self.tau_group, self.beta = group_weight, tau_group, beta
+        self.period, self.seed = period, seed
         self.anchor, self.judge, self.against, self.length = anchor, judge, against, length
         self.pace, self.copy, self.read = pace, copy, read
         self.register_buffer("groups", start(groups, dim, generator(seed, "groups")))  # (G,P)
@@ -143,8 +142,10 @@ class DigPro(NCC):
     def cluster(self, run) -> KMeansResult:
         "The E-step; at the pace of epochs it also says where the groups are."
         found = super().cluster(run)
-        if self.pace == "epoch":
-            self.groups.copy_(self.placed(extract(self, run.data, self.features), run.draws.seed))
+        if self.pace == "epoch" and len(self.groups) == self.k:
+            self.groups.copy_(found.centres)
+        elif self.pace == "epoch":
+            self.groups.copy_(self.placed(extract(self, run.data, self.features), run.epoch))
         return found
 
     def loss(self, idx: Int[Tensor, " B"], batch: dict) -> dict:
@@ -185,12 +186,13 @@ class DigPro(NCC):
         "k-means on the bank, once it holds enough."
         rows = self.bank.rows[0][self.bank.filled[0]]
         if len(rows) >= min(10 * len(self.groups), self.bank.rows.shape[1]):
-            self.groups.copy_(self.placed(rows, self.step))
+            self.groups.copy_(self.placed(rows, self.step))  # waits for the device, once a period
             if self.copy:
                 follow(self.slow, self.encoder, 0.0)
 
-    def placed(self, rows: Float[Tensor, "M P"], seed: int) -> Float[Tensor, "G P"]:
+    def placed(self, rows: Float[Tensor, "M P"], when: int) -> Float[Tensor, "G P"]:
         "Directions of k-means' centres."
+        seed = (self.seed, when)
         return spherical_kmeans(rows, len(self.groups), restarts=3, seed=seed).centres
 
     def keeps(self) -> str:
@@ -207,7 +209,6 @@ class DigPro(NCC):
 class DigProRecipe(NCCRecipe):
     "Settings of a DigPro run, as the paper has them."
 
-    momentum: float = setting(0.996, "of the slow copy at the start", 0, 1)
     top: float = setting(0.996, "of the slow copy at the end; as `momentum`: constant", 0, 1)
     groups: int | None = setting(None, "momentum groups; None: as many as clusters", 2)
     group_weight: float = setting(1.0, "of the group contrast", 0)
@@ -240,9 +241,9 @@ PAPER |= {"blur": 0.0, "balanced": False}
 ADDED = {
     "digits": {"group_weight": 0.1, "slots": 1280, "top": 1.0},  # ours
     "mnist": {"group_weight": 0.1, "top": 1.0},  # ours
-    "rsod": {"group_weight": 1.0, "slots": None},
-    "uc-merced": {"group_weight": 0.5, "slots": None},
-    "siri-whu": {"group_weight": 1.0, "slots": None},
+    "rsod": {"group_weight": 1.0, "slots": None, "period": 4},  # period: as the program
+    "uc-merced": {"group_weight": 0.5, "slots": None, "period": 21},
+    "siri-whu": {"group_weight": 1.0, "slots": None, "period": 12},
     "imagenet-10": PAPER | {"group_weight": 0.3},
     "imagenet-dogs": PAPER | {"group_weight": 0.5},
     "tiny-imagenet": {"group_weight": 0.1},
@@ -275,8 +276,8 @@ def digpro_recipe(data: ImageSet, profile: str) -> DigProRecipe:
 
 
 def slots_of(recipe: DigProRecipe, n: int) -> int:
-    "Embeddings in the bank: what the recipe says, or at most as many as images, in whole steps."
-    return recipe.slots or min(2560, 2 * recipe.bs * max(1, n // (2 * recipe.bs)))
+    "Embeddings in the bank: what the recipe says, or those of half an epoch's images, two steps at least."
+    return recipe.slots or min(2560, 2 * recipe.bs * max(2, n // (4 * recipe.bs)))
 
 
 def build(recipe: DigProRecipe, data: ImageSet, k: int, seed: int) -> tuple[DigPro, Callable]:

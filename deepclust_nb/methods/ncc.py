@@ -54,8 +54,9 @@ def noisy_views(
         batch = plain(x, idx, draws)
         if sigma == 0 or draws.epoch < warm:
             return batch
-        noise = torch.randn(2 * len(x), dim, generator=draws.step_generator("noise"))
-        return batch | {"noise": sigma * noise.to(x.device)}
+        noise = sigma * torch.randn(2 * len(x), dim, generator=draws.step_generator("noise"))
+        noise = noise.pin_memory() if x.is_cuda else noise  # else the step waits for the copy
+        return batch | {"noise": noise.to(x.device, non_blocking=True)}
 
     return views
 
@@ -158,13 +159,18 @@ class NCC(BYOL):
         "Neighbours instead of the image itself and, after the warm-up, prototypes that keep apart."
         return self.all_terms(idx, batch, *self.seen(batch))
 
+    def terms(self, h: Tensor, z: Tensor, batch: dict) -> dict:
+        "BYOL's, for a neighbour of each image where there is noise."
+        near = self.around(h)
+        return super().terms(near + batch["noise"] if "noise" in batch else near, z, batch)
+
     def all_terms(self, idx: Tensor, batch: dict, h: Tensor, z: Tensor) -> dict:
         "Both losses from the projections of both networks."
-        near = self.around(h) + batch["noise"] if "noise" in batch else h
-        out = self.terms(self.predictor(near), z) | {"z": z}
+        out = self.terms(h, z, batch) | {"z": z}
         if self.weight == 0 or self.epoch < self.warm:
             return out
-        apart = self.contrast(h.float(), z.float(), idx)
+        with torch.autocast(h.device.type, enabled=False):
+            apart = self.contrast(h.float(), z.float(), idx)
         return out | {"loss": out["loss"] + self.weight * apart, "prototypes": apart}
 
     def contrast(self, h: Tensor, z: Tensor, idx: Tensor) -> Float[Tensor, ""]:

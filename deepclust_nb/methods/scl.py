@@ -162,10 +162,14 @@ class MomentumContrast(Method):
         "From images to projections."
         return nn.Sequential(self.net, self.projector)
 
-    def e_step(self, run) -> None:
+    def begin(self) -> None:
         "The slow copy starts as a copy, whatever weights the run starts from."
+        self.slow.load_state_dict(self.encoder.state_dict())
+
+    def e_step(self, run) -> None:
+        "Weights may have been drawn anew since the copy was made."
         if run.epoch == 0:
-            follow(self.slow, self.encoder, 0.0)
+            self.begin()
 
     def encode(self, batch: dict) -> tuple[Float[Tensor, "B P"], Float[Tensor, "B P"]]:
         "Unit projections of one view, trained, and of the other by the slow copy: query and key."
