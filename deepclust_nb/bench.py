@@ -76,6 +76,8 @@ def estimate(
             batches = batch_count(len(visits(trial, what)[1]), run.bs)
             seconds += batches * timed(partial(train_step, trial, what, idx, x), steps, device)
         seconds += look_seconds(trial, x, steps) / log_every
+        trial.at(0.0)
+        seconds += timed(partial(trial.method.e_step, trial), 0, device)
     return {"seconds": seconds * (run.epochs - run.epoch), "memory_mb": peak_memory_mb(device)}
 
 
@@ -97,13 +99,13 @@ def look_seconds(
 def timed(action: Callable, times: int, device: torch.device) -> float:  # Seconds, the median
     "How long something takes once it is warm."
     took = []
-    for _ in range(times + 1):
+    for _ in range(times + 1):  # the first warms up, and counts only when it is alone
         synchronise(device)
         begin = time.perf_counter()
         action()
         synchronise(device)
         took.append(time.perf_counter() - begin)
-    return float(np.median(took[1:]))
+    return float(np.median(took[1:] or took))
 
 # %% ../nbs/foundations/11_bench.ipynb #82315f15
 class Tape:

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Ways', 'check_parameters', 'with_labels', 'about_images', 'show_sample', 'paper_recipe', 'recipe_changes',
            'about_plan', 'parameters', 'assignment_rows', 'ways', 'ways_table', 'plot_ways', 'rival_plan',
-           'ways_of_runs', 'recorded', 'figure_of', 'plot_recorded', 'commonest', 'show_cases', 'show_mistakes',
-           'pair_figures', 'share_of']
+           'ways_of_runs', 'side_by_side', 'recorded', 'figure_of', 'plot_recorded', 'commonest', 'show_cases',
+           'show_mistakes', 'pair_figures', 'share_of']
 
 # %% ../nbs/foundations/15_report.ipynb #fa78af93
 import csv
@@ -212,6 +212,22 @@ def ways_of_runs(
         rows |= {name.replace("on features", f"on {title}"): pair for name, pair in found.items()}
     return dict(sorted(rows.items(), key=lambda row: " after " in row[0]))
 
+# %% ../nbs/foundations/15_report.ipynb #1733f917
+def side_by_side(
+    runs: dict[str, list[dict]],  # Title -> history of a run, a line an epoch
+    keys: tuple[str, ...],  # Figures to draw, a panel each
+) -> Figure:
+    "Figures of several runs over the epochs, in the same panels."
+    fig, axes = panels(1, len(keys), (3.2, 2.0))
+    for ax, key in zip(axes[0], keys):
+        for colour, (title, history) in zip(PETROFF, runs.items()):
+            lines = [line for line in history if line.get(key) is not None]
+            points = [line["epoch"] for line in lines], [line[key] for line in lines]
+            ax.plot(*points, color=colour, label=title)
+        ax.set(title=key, xlabel="epoch")
+    axes[0, 0].legend(fontsize=7)
+    return fig
+
 # %% ../nbs/foundations/15_report.ipynb #a48a2581
 def recorded(
     name: str,  # A file of `results/`, without its ending
@@ -297,7 +313,8 @@ def show_mistakes(
     wrong = torch.as_tensor(~correct(data.y, assign)).nonzero()[:, 0]
     wrong = wrong[confidence[wrong].argsort(descending=True, stable=True)][:n]
     if len(wrong) == 0:
-        return print("no mistake")
+        print("no mistake")
+        return None
     there = commonest(assign, data.y, k)[assign[wrong]]
     pairs = zip(data.y[wrong].tolist(), there.tolist())
     titles = [f"{data.classes[a]}→{data.classes[b]}" for a, b in pairs]

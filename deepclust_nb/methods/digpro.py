@@ -56,15 +56,15 @@ def group_contrast(
 # %% ../../nbs/methods/50_digpro.ipynb #f23de9b6
 def moved_groups(
     groups: Float[Tensor, "G P"],
-    z: Float[Tensor, "B P"],  # Embeddings; the gradient flows through them
+    h: Float[Tensor, "B P"],  # Embeddings; the gradient flows through them
     own: Int[Tensor, " B"],  # Group of each
     beta: float = 0.99,  # Share of the old group, in [0,1]; paper's value
     length: Callable = unit,  # Applied to groups that moved; the paper leaves it open
 ) -> Float[Tensor, "G P"]:
     "Each group a little nearer to the mean of its members (DigPro, arXiv:2401.13581, eq. 6)."
-    member = F.one_hot(own, len(groups)).to(z.dtype)
+    member = F.one_hot(own, len(groups)).to(h.dtype)
     counts = member.sum(0)[:, None]  # (G,1)
-    mean = member.T @ z / counts.clamp(min=1)
+    mean = member.T @ h / counts.clamp(min=1)
     return torch.where(counts > 0, length(beta * groups + (1 - beta) * mean), groups)
 
 # %% ../../nbs/methods/50_digpro.ipynb #872b3719
@@ -276,7 +276,7 @@ def digpro_recipe(data: ImageSet, profile: str) -> DigProRecipe:
 
 
 def slots_of(recipe: DigProRecipe, n: int) -> int:
-    "Embeddings in the bank: what the recipe says, or those of half an epoch's images, two steps at least."
+    "Embeddings in the bank: what the recipe says, or half as many as images, two steps' at least."
     return recipe.slots or min(2560, 2 * recipe.bs * max(2, n // (4 * recipe.bs)))
 
 
@@ -297,7 +297,7 @@ def build(recipe: DigProRecipe, data: ImageSet, k: int, seed: int) -> tuple[DigP
 CARDS = {"digpro": Card("DigPro: momentum groups (Zhang et al., 2024)", digpro_recipe, build)}
 
 # %% ../../nbs/methods/50_digpro.ipynb #b89ece8c
-PUBLISHED = {  # DigPro, Table 1; ProPos as run again by its authors: (NMI, ACC, ARI)
+PUBLISHED = {  # DigPro, Table 1; ProPos as run again by DigPro's authors: (NMI, ACC, ARI)
     "rsod": {"nmi": 0.507, "acc": 0.590, "ari": 0.441, "propos": (0.351, 0.632, 0.272)},
     "uc-merced": {"nmi": 0.633, "acc": 0.595, "ari": 0.453, "propos": (0.614, 0.576, 0.416)},
     "siri-whu": {"nmi": 0.649, "acc": 0.635, "ari": 0.499, "propos": (0.499, 0.462, 0.309)},

@@ -176,14 +176,14 @@ class NCC(BYOL):
     def contrast(self, h: Tensor, z: Tensor, idx: Tensor) -> Float[Tensor, ""]:
         "The prototype loss, mean of the two directions."
         rows, past = self.past()  # (Q,P), (Q,K)
-        own = [self.member(part, self.pseudo[idx], self.centres) for part in z.chunk(2)]
-        members = [torch.cat([part, past]) for part in own]  # of each view, (B+Q,K)
-        online, target = (
-            [prototypes(torch.cat([part, rows]), m) for part, m in zip(both.chunk(2), members)]
-            for both in (h, z)
-        )
-        present = torch.cat(members).any(0)
-        pairs = zip(online, target[::-1])
+        member = self.member(z, self.pseudo[idx].repeat(2), self.centres)  # (2B,K)
+        present = torch.cat([member, past]).any(0)
+
+        def means(both):  # of each view, past rows among them
+            views = zip(both.chunk(2), member.chunk(2))
+            return [prototypes(torch.cat([v, rows]), torch.cat([m, past])) for v, m in views]
+
+        pairs = zip(means(h), reversed(means(z)))
         return sum(prototype_contrast(a, b, present, self.tau, self.absent) for a, b in pairs) / 2
 
     def past(self) -> tuple[Float[Tensor, "Q P"], Float[Tensor, "Q K"]]:
