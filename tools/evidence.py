@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -254,11 +255,11 @@ def features_of(run: Path, root: str | None) -> dict[str, float]:
 
 
 def commit() -> str:
-    "The commit that is checked out."
-    run = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
-    )
-    return run.stdout.strip() or "unknown"
+    "The commit that is checked out, and whether anything but the results differs from it."
+    call = partial(subprocess.run, cwd=ROOT, capture_output=True, text=True)
+    found = call(["git", "describe", "--always"]).stdout.strip() or "unknown"
+    changed = call(["git", "diff", "--quiet", "HEAD", "--", ".", ":!results"]).returncode
+    return found + "-dirty" * bool(changed)
 
 
 def one_run(claim: dict, variant: str, seed: int, root: str | None) -> dict:
