@@ -53,9 +53,7 @@ class ImageSet:
     title: str = "images"  # What to call the set in a table or a caption
     skipped: tuple = ()  # (path, reason) of each file that could not be read
     notes: tuple = ()  # One line for each thing that was done to the images
-    extra: "ImageSet | None" = (
-        None  # Images of the same shape to learn from, which are not clustered
-    )
+    extra: "ImageSet | None" = None  # Images to learn from that are not clustered; same shape
 
     def __post_init__(self):
         if self.x.dtype != torch.uint8 or self.x.ndim != 4:
@@ -439,9 +437,7 @@ class DatasetInfo:
     n: int  # Images
     classes: tuple[str, ...]
     shape: tuple[int, int, int]  # C, H, W
-    source: (
-        str  # The function or class that knows where the files are, or 'folder': see `load_layout`
-    )
+    source: str  # Function or class that knows the files, or 'folder': see `load_layout`
 
 
 LAND_USE = tuple(

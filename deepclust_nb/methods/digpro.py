@@ -248,11 +248,7 @@ ADDED = {
     "imagenet-dogs": PAPER | {"group_weight": 0.5},
     "tiny-imagenet": {"group_weight": 0.1},
 }
-SHORT = {
-    "top": 1.0,
-    "group_weight": 0.1,
-    "slots": None,
-}  # runs of fewer epochs than the paper's; ours
+SHORT = {"top": 1.0, "group_weight": 0.1, "slots": None}  # fewer epochs than the paper's; ours
 RECIPES = {
     (name, profile): row | ({} if profile == "full" else SHORT) | ADDED.get(name, {})
     for (name, profile), row in ncc.RECIPES.items()
