@@ -176,11 +176,11 @@ def linear_probe(
 
 # %% ../nbs/foundations/06_metrics.ipynb #2b3e5631
 def isotropy(
-    z: Rows,  # Projections; scaled to unit rows here
-) -> float:  # In [0, 1]; 0 all rows are equal, 1 spread over all coordinates
+    z: Rows,  # Projections of any length
+) -> Float[Tensor, ""]:  # In [0, 1]; 0 all rows are equal, 1 spread over all coordinates
     "Mean standard deviation of the coordinates of unit rows, times sqrt(D) (after SimSiam, arXiv:2011.10566)."
     z = unit(torch.as_tensor(z).detach())
-    return float(z.std(dim=0, correction=0).mean() * z.shape[1] ** 0.5)
+    return z.std(dim=0, correction=0).mean() * z.shape[1] ** 0.5
 
 
 def effective_rank(

@@ -160,6 +160,8 @@ CHAIN_WRONG = {
     "noise": ("ncc", "sigma=-1", "sigma=-1"),
     "around": ("ncc", "around=sphere", "unit"),
     "soft": ("ncc", "soft=0", "soft=0"),
+    "divisor": ("ncc", "divisor=some", "present"),
+    "quiet": ("ncc", "quiet=-1", "quiet=-1"),
     "queue": ("ncc", "queue=-5", "queue=-5"),
     "balanced": ("ncc", "balanced=often", "bool"),
     "anchor": ("digpro", "anchor=backbone", "projector"),

@@ -35,7 +35,7 @@ for i, way in enumerate(("judge=head", "refresh=epoch", "warm_epochs=1", "centre
     call("train", "scl", *small, "--out", f"f{i}", "--init", "d" if i == 0 else "random", *ways)
 call("train", "moco", *small, "--out", "g")
 call("train", "byol", *small, "--out", "h", "--set", "decay=weights")
-for i, way in enumerate(("soft=0.1", "around=unit", "queue=64", "balanced=true", "absent=-10")):
+for i, way in enumerate(("soft=0.1", "around=unit", "queue=64", "balanced=true", "absent=-10", "divisor=all", "quiet=0")):
     call("train", "ncc", *small, "--out", f"i{i}", "--set", "warmup=0", "--set", way)
 group = ("anchor=projector", "judge=trained", "against=old", "length=raw", "pace=epoch", "copy=true")
 for i, way in enumerate((*group, "read=groups", "start=orthant", "groups=5", "period=0", "slots=33")):

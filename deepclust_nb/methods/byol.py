@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DIGITS', 'QUICK', 'ONES', 'CUT', 'PHOTOS', 'NATURAL', 'CIFAR10', 'CIFAR100', 'AERIAL', 'LARGE', 'RECIPES', 'OPTIONS',
-           'CARDS', 'PUBLISHED', 'alignment', 'swapped', 'momentum_at', 'isotropy', 'mlp', 'BYOL', 'BYOLRecipe',
-           'byol_recipe', 'build']
+           'CARDS', 'PUBLISHED', 'alignment', 'swapped', 'momentum_at', 'mlp', 'BYOL', 'BYOLRecipe', 'byol_recipe',
+           'build']
 
 # %% ../../nbs/methods/38_byol.ipynb #5be4ccfd
 import math
@@ -23,6 +23,7 @@ from ..data import ImageSet
 from ..engine import Method, Pass, extract
 from ..memory import follow, slow_copy
 from .pretext import two_views
+from ..metrics import isotropy
 from ..nets import initialise
 from deepclust_nb.recipes import (
     FALLS,
@@ -60,13 +61,6 @@ def momentum_at(
 ) -> float:
     "Momentum of the slow copy, rising as a cosine (BYOL, arXiv:2006.07733, sec. 3.3)."
     return top - (top - base) * (1 + math.cos(math.pi * t)) / 2
-
-# %% ../../nbs/methods/38_byol.ipynb #0f628b8d
-def isotropy(
-    z: Float[Tensor, "B P"],  # Any length
-) -> Float[Tensor, ""]:  # In [0,1]; 1: as even as noise, 0: all alike
-    "Mean standard deviation of the coordinates of unit rows, times sqrt(P) (SimSiam, arXiv:2011.10566)."
-    return unit(z).std(0, correction=0).mean() * math.sqrt(z.shape[1])
 
 # %% ../../nbs/methods/38_byol.ipynb #ea8b34ef
 def mlp(

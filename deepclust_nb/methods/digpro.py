@@ -24,10 +24,9 @@ from ..engine import extract
 from ..memory import Memory, follow
 from . import ncc
 from .byol import swapped
-from .ncc import NCC, NCCRecipe, as_it_is, noisy_views, options_of
+from .ncc import NCC, NCCRecipe, as_it_is, options_of, views_of
 from deepclust_nb.recipes import (
     Card,
-    augmentation,
     network,
     pick_recipe,
     setting,
@@ -286,8 +285,7 @@ def build(recipe: DigProRecipe, data: ImageSet, k: int, seed: int) -> tuple[DigP
     options["start"] = {"sphere": random_groups, "orthant": crowded_groups}[recipe.start]
     net, view = network(recipe, data.shape[0]), test_view(recipe, data)
     method = DigPro(net, k, len(data), view, **options)
-    views = noisy_views(augmentation(recipe), recipe.dim, recipe.sigma, recipe.warm)
-    return with_weights(recipe, method), views
+    return with_weights(recipe, method), views_of(recipe)
 
 
 CARDS = {"digpro": Card("DigPro: momentum groups (Zhang et al., 2024)", digpro_recipe, build)}

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ADDED', 'RECIPES', 'OPTIONS', 'CARDS', 'PUBLISHED', 'PUBLISHED_RESNET18', 'as_it_is', 'noisy_views', 'prototypes',
-           'hard', 'soft', 'prototype_contrast', 'balanced_order', 'NCC', 'NCCRecipe', 'ncc_recipe', 'options_of',
-           'build']
+           'hard', 'soft', 'occurring', 'prototype_contrast', 'balanced_order', 'NCC', 'NCCRecipe', 'ncc_recipe',
+           'options_of', 'views_of', 'build']
 
 # %% ../../nbs/methods/40_ncc.ipynb #79ab48be
 import math
@@ -89,12 +89,20 @@ def soft(
     return (unit(z) @ centres.T / tau).softmax(1)
 
 # %% ../../nbs/methods/40_ncc.ipynb #12010321
+def occurring(
+    present: Bool[Tensor, " K"],  # Clusters that occur in the batch
+) -> Int[Tensor, ""]:  # 1 where there are none
+    "How many they are (NCC's program divides by it; its paper by K, which is `len`)."
+    return present.sum().clamp(min=1)
+
+
 def prototype_contrast(
     online: Float[Tensor, "K P"],  # Prototypes of one view, unit rows
     target: Float[Tensor, "K P"],  # Of the other view by the slow copy, no gradient
     present: Bool[Tensor, " K"],  # Clusters that occur in the batch
     tau: float = 0.5,  # Temperature, > 0; paper's value
     absent: float | None = None,  # Logit of a cluster that does not occur; None drops it
+    divisor: Callable = occurring,  # (present) -> what the sum is divided by; `len`: K
 ) -> Float[Tensor, ""]:  # Nats, mean over present clusters; 0 for a single one
     "Prototypes keep away from each other (NCC, arXiv:2111.11821, ProtoCL)."
     own = torch.eye(len(online), dtype=torch.bool, device=online.device)
@@ -103,7 +111,7 @@ def prototype_contrast(
     fill = -math.inf if absent is None else absent
     logits = logits.masked_fill(~present[None, :], fill).masked_fill(~present[:, None], 0.0)
     each = logits.logsumexp(1) - positive
-    return (each * present).sum() / present.sum().clamp(min=1)
+    return (each * present).sum() / divisor(present)
 
 # %% ../../nbs/methods/40_ncc.ipynb #bb90717b
 def balanced_order(
@@ -132,12 +140,14 @@ class NCC(BYOL):
         member: Callable = hard,  # (z, labels, centres) -> p(k|x)
         around: Callable = as_it_is,  # (projections) -> what the noise is added to
         absent: float | None = None,  # See `prototype_contrast`
+        divisor: Callable = occurring,  # See `prototype_contrast`
         queue: int = 0,  # Projections of past batches that join the prototypes
         balanced: bool = False,  # Each epoch draws all clusters equally often
         **options,  # Of BYOL
     ):
         super().__init__(net, k, view, **options)
-        self.tau, self.weight, self.warm, self.absent = tau, weight, warm, absent
+        self.tau, self.weight, self.warm = tau, weight, warm
+        self.apart = partial(prototype_contrast, tau=tau, absent=absent, divisor=divisor)
         self.member, self.around, self.balanced = member, around, balanced
         self.register_buffer("pseudo", torch.zeros(n, dtype=torch.long))  # (N,)
         self.queue = Memory(1, queue, self.centres.shape[1]) if queue else None
@@ -184,7 +194,7 @@ class NCC(BYOL):
             return [prototypes(torch.cat([v, rows]), torch.cat([m, past])) for v, m in views]
 
         pairs = zip(means(h), reversed(means(z)))
-        return sum(prototype_contrast(a, b, present, self.tau, self.absent) for a, b in pairs) / 2
+        return sum(self.apart(a, b, present) for a, b in pairs) / 2
 
     def past(self) -> tuple[Float[Tensor, "Q P"], Float[Tensor, "Q K"]]:
         "Projections of past batches and where their images belong by now; none without a queue."
@@ -221,6 +231,14 @@ class NCCRecipe(BYOLRecipe):
     absent: float | None = setting(
         None, "logit of a cluster that is not in the batch; None drops it, the program has -10"
     )
+    divisor: str = setting(
+        "present",
+        "prototype loss is divided by: present (clusters in the batch) or all (K, as the paper)",
+        among=("present", "all"),
+    )
+    quiet: int | None = setting(
+        None, "epochs without noise; None: as long as the prototypes wait", 0
+    )
     soft: float | None = setting(
         None, "temperature of soft membership; None: each image belongs to one cluster", 1e-3
     )
@@ -252,15 +270,21 @@ def options_of(recipe: NCCRecipe, names: tuple[str, ...] = OPTIONS) -> dict:
     "What the method takes of a recipe, words replaced by what they stand for."
     options = {name: getattr(recipe, name) for name in names}
     options["member"] = hard if recipe.soft is None else partial(soft, tau=recipe.soft)
+    options["divisor"] = {"present": occurring, "all": len}[recipe.divisor]
     return options | {"around": {"raw": as_it_is, "unit": unit}[recipe.around]}
+
+
+def views_of(recipe: NCCRecipe) -> Callable:
+    "Two views of each image and, once it is due, noise."
+    quiet = recipe.warm if recipe.quiet is None else recipe.quiet
+    return noisy_views(augmentation(recipe), recipe.dim, recipe.sigma, quiet)
 
 
 def build(recipe: NCCRecipe, data: ImageSet, k: int, seed: int) -> tuple[NCC, Callable]:
     "A fresh method and its views."
     net, view = network(recipe, data.shape[0]), test_view(recipe, data)
     method = NCC(net, k, len(data), view, **options_of(recipe))
-    views = noisy_views(augmentation(recipe), recipe.dim, recipe.sigma, recipe.warm)
-    return with_weights(recipe, method), views
+    return with_weights(recipe, method), views_of(recipe)
 
 
 CARDS = {"ncc": Card("NCC / ProPos (Huang et al., TPAMI 2022)", ncc_recipe, build)}
