@@ -7,6 +7,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from conftest import ROOT
+from deepclust_nb.baselines import CLASSICAL
 
 FILES = sorted((ROOT / "results").glob("*.json"))
 SCHEMA = json.loads((ROOT / "tools" / "results.schema.json").read_text())
@@ -59,6 +60,12 @@ def test_figures_agree(file):
         assert list(record["stages"].values())[-1]["acc"] == record["acc"]
         stages = [v for name, v in record["recipe"].items() if name.endswith("_epochs")]
         assert record["epochs"] == sum(stages)
+
+
+def test_all_seven_were_run():
+    "The names of the claims are those of the library."
+    assert {r["variant"] for r in classical()["records"]} == CLASSICAL.keys()
+    assert all(r["variant"] == r["method"] for r in classical()["records"])
 
 
 def classical() -> dict:
