@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Ways', 'check_parameters', 'with_labels', 'about_images', 'show_sample', 'paper_recipe', 'recipe_changes',
            'about_plan', 'parameters', 'assignment_rows', 'ways', 'ways_table', 'plot_ways', 'rival_plan',
-           'ways_of_runs', 'side_by_side', 'recorded', 'figure_of', 'plot_recorded', 'commonest', 'show_cases',
-           'show_mistakes', 'pair_figures', 'share_of']
+           'ways_of_runs', 'side_by_side', 'recorded', 'figure_of', 'plot_recorded', 'claims', 'device_hours', 'middle',
+           'commonest', 'show_cases', 'show_mistakes', 'pair_figures', 'share_of']
 
 # %% ../nbs/foundations/15_report.ipynb #fa78af93
 import csv
@@ -263,13 +263,40 @@ def plot_recorded(
                 ax.plot(published[variant][name], row, "kD", ms=5)
             ax.plot(found, [row] * len(found), "o", color=PETROFF[0], ms=4)
             ax.plot([median(found)] * 2, [row - 0.3, row + 0.3], "k", lw=2)
-        plain = next(iter(runs.values()))[0]["baseline"].get(name)
+        plain = next(iter(runs.values()))[0].get("baseline", {}).get(name)
         if plain is not None:
             ax.axvline(plain, color="0.4", ls=":", lw=1)
         ax.set_title(name.upper() if len(name) == 3 else name, fontsize=9)
     axes[0, 0].set_yticks(range(len(runs)), runs, fontsize=8)
     axes[0, 0].invert_yaxis()
     return fig
+
+# %% ../nbs/foundations/15_report.ipynb #f54089f4
+def claims(
+    folder: str | Path = "../../results",  # As seen from a lesson
+) -> dict[str, dict]:  # Name of the file -> claim, fidelity, protocol, paper, records
+    "Everything that was recorded."
+    files = sorted(Path(folder).glob("*.json"))
+    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
+
+
+def device_hours(
+    record: dict,  # Of a run, as in `results/`
+) -> float:
+    "Hours of one device, those of the start included."
+    start = (record.get("start") or {}).get("seconds") or 0
+    return (record["seconds"] + start) * record.get("processes", 1) / 3600
+
+
+def middle(
+    values: list[float],  # One a seed
+) -> str:
+    "Median, range and number of seeds as text."
+    if not values:
+        return "not run"
+    if len(values) == 1:
+        return f"{values[0]:.3f}, 1 seed"
+    return f"{median(values):.3f} ({min(values):.3f} to {max(values):.3f}), {len(values)} seeds"
 
 # %% ../nbs/foundations/15_report.ipynb #5d95f009
 def commonest(

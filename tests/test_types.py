@@ -10,7 +10,7 @@ PROGRAM = """
 import sys
 from jaxtyping import install_import_hook
 with install_import_hook("deepclust_nb", "typechecker.checked"):
-    from deepclust_nb import cli, train  # train imports everything else
+    from deepclust_nb import baselines, cli, train  # train imports everything else
 
 def call(*args):
     try:
@@ -41,6 +41,7 @@ group = ("anchor=projector", "judge=trained", "against=old", "length=raw", "pace
 for i, way in enumerate((*group, "read=groups", "start=orthant", "groups=5", "period=0", "slots=33")):
     call("train", "digpro", *small, "--out", f"j{i}", "--set", "period=1", "--set", way)
 call("evaluate", "a", "--probe")
+baselines.classical(train.limited(train.load_data("digits"), 150), progress=False)
 call("bench", "mmdc", "--width", "4", "--side", "16", "--bs", "8", "--times", "1")
 """
 

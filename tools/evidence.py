@@ -22,6 +22,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
 PROTOCOL = "trained and scored on the same images; labels used for scoring only; last epoch"
+PROTOCOL_PIXELS = "clustered and scored on the same images; labels used for scoring only"
+CLUSTER = """
+import json, sys
+from deepclust_nb.baselines import one_classical
+from deepclust_nb.data import load_data
+from deepclust_nb.train import limited
+
+asked, name, seed = json.loads(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+limit = asked.pop("limit", None)
+data = limited(load_data(**asked), limit)
+print(json.dumps(one_classical(data, name, data.k, seed)))
+"""
 BREAK_IT = {
     "MMDC": [],
     "targets drawn one by one": ["balanced=False"],
@@ -92,6 +104,9 @@ CHAIN_PARTS = {
     "twice the groups": ["digpro", "groups=20"],
     "bank of 256": ["digpro", "slots=256", "period=5"],
     "read off groups": ["digpro", "read=groups"],
+}
+CLASSICAL = {  # names in deepclust_nb.baselines
+    name: [] for name in "k-means,spectral,agglomerative,NMF,PCA + k-means,BIRCH,GMM".split(",")
 }
 WITH_MOCO = {"SCL": ["scl"], "MoCo + k-means": ["moco"]}
 CLAIMS = {
@@ -226,6 +241,59 @@ CLAIMS = {
         "fidelity": "the images themselves, 8x8",
         "paper": None,
     },
+    "classical_digits": {
+        "claim": "The classical seven on the pixels of scikit-learn's digits",
+        "images": {"source": "digits"},
+        "variants": CLASSICAL,
+        "fidelity": "the images themselves, 8x8",
+        "paper": None,
+    },
+    "classical_rsod": {
+        "claim": "The classical seven on the pixels of 936 images of RSOD at 32 px",
+        "images": {"source": "rsod", "size": 32},
+        "variants": CLASSICAL,
+        "fidelity": "936 of the 976 images, JPEG, shrunk to 96 px; 64 exact duplicates",
+        "paper": {
+            "table": "1",
+            "data": "RSOD, 976 images",
+            "k-means": {"acc": 0.388, "nmi": 0.162, "ari": 0.075},
+            "spectral": {"acc": 0.425, "nmi": 0.146, "ari": 0.096},
+            "agglomerative": {"acc": 0.371, "nmi": 0.168, "ari": 0.071},
+            "NMF": {"acc": 0.420, "nmi": 0.176, "ari": 0.052},
+            "PCA + k-means": {"acc": 0.388, "nmi": 0.163, "ari": 0.075},
+            "BIRCH": {"acc": 0.396, "nmi": 0.148, "ari": 0.068},
+            "GMM": {"acc": 0.382, "nmi": 0.160, "ari": 0.069},
+        },
+    },
+    "classical_uc_merced": {
+        "claim": "The classical seven on the pixels of UC-Merced at 32 px",
+        "images": {"source": "uc-merced", "size": 32},
+        "variants": CLASSICAL,
+        "fidelity": "all 2,100 images, JPEG, shrunk from 256 to 96 px",
+        "paper": {
+            "table": "1",
+            "data": "UC-Merced, 2,100 images",
+            "k-means": {"acc": 0.200, "nmi": 0.204, "ari": 0.065},
+            "spectral": {"acc": 0.183, "nmi": 0.211, "ari": 0.038},
+            "agglomerative": {"acc": 0.188, "nmi": 0.214, "ari": 0.058},
+            "NMF": {"acc": 0.208, "nmi": 0.202, "ari": 0.089},
+            "PCA + k-means": {"acc": 0.198, "nmi": 0.206, "ari": 0.064},
+            "BIRCH": {"acc": 0.202, "nmi": 0.225, "ari": 0.066},
+            "GMM": {"acc": 0.193, "nmi": 0.198, "ari": 0.062},
+        },
+    },
+    "classical_mnist10k": {
+        "claim": "The classical seven on the pixels of 10,000 images of MNIST",
+        "images": {"source": "mnist", "limit": 10_000},
+        "variants": CLASSICAL,
+        "fidelity": "lossless; 10,000 of the 70,000 images of the merged set, drawn once",
+        "paper": {
+            "table": "I of MMDC",
+            "data": "MNIST, 70,000 images",
+            "k-means": {"acc": 0.572, "nmi": 0.499, "ari": None},
+            "spectral": {"acc": 0.696, "nmi": 0.663, "ari": None},
+        },
+    },
 }
 
 
@@ -262,8 +330,17 @@ def commit() -> str:
     return found + "-dirty" * bool(changed)
 
 
-def one_run(claim: dict, variant: str, seed: int, root: str | None) -> dict:
-    "Train once in a folder that is thrown away; the record."
+def clustered(claim: dict, variant: str, seed: int, root: str | None) -> dict:
+    "One of the classical methods, in a process of its own, whose memory is measured."
+    job = [sys.executable, "-c", CLUSTER, json.dumps(claim["images"] | {"root": root})]
+    found = subprocess.run(
+        [*job, variant, str(seed)], stdout=subprocess.PIPE, text=True, check=True
+    )
+    return json.loads(found.stdout)
+
+
+def trained(claim: dict, variant: str, seed: int, root: str | None) -> dict:
+    "Train once in a folder that is thrown away."
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "run"
         subprocess.run(command(claim, claim["variants"][variant], seed, out, root), check=True)
@@ -274,7 +351,14 @@ def one_run(claim: dict, variant: str, seed: int, root: str | None) -> dict:
             record["features"] = features_of(out, root)
     record["curve"] = [[line["epoch"], line["acc"]] for line in lines if "acc" in line]
     record["last"] = {name: value for name, value in lines[-1].items() if "." in name}
-    return {"variant": variant, "commit": commit(), "cores": os.cpu_count()} | record
+    return record
+
+
+def one_run(claim: dict, variant: str, seed: int, root: str | None) -> dict:
+    "The record of a run."
+    make = clustered if "images" in claim else trained
+    about = {"variant": variant, "commit": commit(), "cores": os.cpu_count()}
+    return about | make(claim, variant, seed, root)
 
 
 def read(name: str) -> dict:
@@ -282,7 +366,8 @@ def read(name: str) -> dict:
     path = RESULTS / f"{name}.json"
     known = json.loads(path.read_text()) if path.exists() else {"records": []}
     head = {key: CLAIMS[name][key] for key in ("claim", "fidelity", "paper")}
-    return head | {"protocol": PROTOCOL, "records": known["records"]}
+    protocol = PROTOCOL_PIXELS if "images" in CLAIMS[name] else PROTOCOL
+    return head | {"protocol": protocol, "records": known["records"]}
 
 
 def write(name: str, result: dict) -> None:
