@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..augment import Augment
-from ..core import unit
+from ..core import as_float, unit
 from ..data import ImageSet
 from ..engine import Method
 from .pretext import freeze
@@ -41,7 +41,7 @@ from deepclust_nb.recipes import (
 # %% ../../nbs/methods/20_lsdc.ipynb #2c40f896
 def probabilities(scores: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
     "Softmax in float32 or better."
-    return (scores if scores.dtype == torch.float64 else scores.float()).softmax(1)
+    return as_float(scores).softmax(1)
 
 
 def pair_loss(
@@ -290,7 +290,7 @@ class LSDC(Method):
 
     def labels(self, h: Tensor, scores: Tensor, batch: dict) -> tuple[Tensor, Tensor]:
         "Labels of (plain, mixed) pairs, and the share of plain pairs that are edges."
-        seen = (probabilities(scores) if self.space == "predictions" else h).detach().float()
+        seen = as_float(probabilities(scores) if self.space == "predictions" else h).detach()
         with torch.autocast(seen.device.type, enabled=False):
             plain = self.rule(seen)
         return self.mix(plain, batch["weights"], batch["source"]), plain.mean()
