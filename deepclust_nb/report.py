@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Ways', 'check_parameters', 'with_labels', 'about_images', 'show_sample', 'paper_recipe', 'recipe_changes',
            'about_plan', 'parameters', 'assignment_rows', 'ways', 'ways_table', 'plot_ways', 'rival_plan',
-           'ways_of_runs', 'side_by_side', 'recorded', 'figure_of', 'plot_recorded', 'claims', 'device_hours', 'middle',
-           'commonest', 'show_cases', 'show_mistakes', 'pair_figures', 'share_of']
+           'ways_of_runs', 'side_by_side', 'recorded', 'figure_of', 'plot_recorded', 'claims', 'device_hours',
+           'median_and_range', 'commonest', 'show_cases', 'show_mistakes', 'pair_figures', 'share_of']
 
 # %% ../nbs/foundations/15_report.ipynb #fa78af93
 import csv
@@ -288,7 +288,7 @@ def device_hours(
     return (record["seconds"] + start) * record.get("processes", 1) / 3600
 
 
-def middle(
+def median_and_range(
     values: list[float],  # One a seed
 ) -> str:
     "Median, range and number of seeds as text."
