@@ -34,6 +34,7 @@ from .core import DeepClustError
 from .data import DATASETS, ImageSet, batch_count
 from .engine import cosine, step_decay
 from .nets import Normalise, Sobel, backbone, initialise
+from .speed import Speed
 
 # %% ../nbs/foundations/12_recipes.ipynb #5c5fa24b
 def setting(
@@ -105,7 +106,8 @@ class Recipe:
     )
     shortcut: str = setting("conv", "past a ResNet stage: conv, or pool (no weights, as LSD-C)")
     init: str = setting(
-        "random", "start of the backbone: random, rotnet, instance, or a run folder"
+        "random",
+        "start of the backbone: random, rotnet, instance, a run folder, or an exported file",
     )
     weights: str = setting(
         "he", "initial weights: he (as MMDC's program) or torch (PyTorch's)", among=WEIGHTS
@@ -142,6 +144,16 @@ class Recipe:
     drops: tuple = setting((), "(progress, factor) pairs at which the rate is multiplied")
     warmup: float = setting(0.0, "share of the run over which the rate rises first", 0, 0.9)
     log_every: int = setting(1, "epochs between two looks at the clusters", 1)
+    precision: str | None = setting(
+        None, "of the networks: float32 or bf16; None: bf16 on CUDA", among=("float32", "bf16")
+    )
+    channels_last: bool | None = setting(
+        None, "layout of weights and views; None: yes, unless a resumed run says no"
+    )
+    compile: bool | None = setting(None, "networks by torch.compile; None: no")
+    accumulate: int = setting(
+        1, "parts of a batch whose gradients are added up, where the loss allows it", 1
+    )
     expects: str = setting("", "what a run with these settings gave, where that was measured")
 
     def __post_init__(self):
@@ -164,8 +176,10 @@ class Recipe:
         "What `fit` takes of a recipe."
         falls = {"drops": step_decay(self.drops), "cosine": cosine(self.warmup)}
         fall = (falls | {"cosine-whole": cosine(self.warmup, 1.0)})[self.schedule]
-        rates = {"lr": self.lr, "wd": self.wd, "schedule": fall}
-        return {"stages": self.stages(), "bs": self.bs, "log_every": self.log_every} | rates
+        rates = {"lr": self.lr, "wd": self.wd, "schedule": fall, "accumulate": self.accumulate}
+        speed = Speed(self.precision or "float32", self.channels_last, bool(self.compile))
+        size = {"stages": self.stages(), "bs": self.bs, "log_every": self.log_every}
+        return size | rates | {"speed": speed}
 
 # %% ../nbs/foundations/12_recipes.ipynb #c91139c8
 def parsed(

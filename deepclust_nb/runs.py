@@ -14,6 +14,7 @@ import io
 import json
 import os
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,7 @@ def atomic_write(
 def write_error(path: Path, error: OSError) -> DeepClustError:
     "What the user is told when a file cannot be written."
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        why = "the disk is full; make room and call again, a run with --resume"
+        why = "the disk is full; what was there before is kept; make room and call again, a run with --resume"
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         why = "no permission to write there; choose another --out"
     else:
@@ -80,7 +81,10 @@ WRITTEN = (  # `config.json` last: while it is there, the folder is known as a r
     *("clusters.png", "sizes.png", "curves.png", "maps.png", "confusion.png"),
     "config.json",
 )
-MAY_DIFFER = ("device", "threads", "versions", "source")  # between the parts of one run
+MAY_DIFFER = (  # between the parts of one run
+    *("device", "threads", "versions", "source"),
+    *("precision", "channels_last", "compile", "accumulate"),
+)
 
 
 def first_difference(
@@ -232,12 +236,15 @@ class RunFolder:
         if not self.checkpoint_file.exists():
             return None
         try:
+            with zipfile.ZipFile(self.checkpoint_file) as parts:
+                if parts.testzip():  # torch does not compare checksums
+                    raise zipfile.BadZipFile
             with warnings.catch_warnings(action="ignore"):
                 return torch.load(self.checkpoint_file, map_location="cpu", weights_only=True)
         except Exception as error:
             raise DeepClustError(
-                f"{self.checkpoint_file}: not a checkpoint of plain tensors "
-                f"({type(error).__name__}); nothing was loaded"
+                f"{self.checkpoint_file}: damaged, or not a checkpoint of plain tensors "
+                f"({type(error).__name__}); nothing was loaded or changed"
             ) from error
 
     def save_assignments(

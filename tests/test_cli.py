@@ -17,12 +17,13 @@ SUMMARY = set(
 )
 OPTIONS = {
     "train": "--data --k --profile --epochs --stop-after --seed --seeds --size --backbone --device"
-    " --data-root --out --resume --overwrite --init --set --limit",
+    " --data-root --out --resume --overwrite --init --set --limit --precision --channels-last --compile",
     "evaluate": "--data --probe --device --data-root",
     "predict": "--out --device",
     "methods": "--data --profile --data-root",
     "data": "--size --data-root",
-    "bench": "--backbone --width --side --bs --times --json --device --set",
+    "bench": "--backbone --width --side --bs --times --json --device --set --precision --compile",
+    "export": "RUN FILE.pt",
 }
 
 
@@ -342,15 +343,42 @@ def test_data_looks_at_a_built_in_set(deepclust):
     assert "1797 images (1, 16, 16), 10 classes" in done.out
 
 
+BENCH = set(  # what a record of a measurement holds
+    "method backbone width bs side input accumulate precision channels_last compile device threads"
+    " torch views step bare flop ratio images_per_second views_per_second tflops memory_mb".split()
+)
+
+
 def test_bench_gives_json(deepclust, device):
     small = "--times 1 --width 4 --side 16 --bs 16 --device".split()
-    done = deepclust("bench", "mmdc", *small, device, "--json")
+    done = deepclust("bench", "mmdc", *small, device, "--json", "--precision", "bf16")
     assert done.code == 0, done.err
-    parts = json.loads(done.out)
+    (parts,) = json.loads(done.out)
+    assert parts.keys() >= BENCH | {"loss and state", "train ratio"}
     assert parts["ratio"] == pytest.approx(parts["step"] / parts["bare"])
     assert parts["images_per_second"] == pytest.approx(16 / parts["step"])
-    lines = deepclust("bench", "mmdc", *small, device).out
-    assert "step / bare" in lines and "images/s" in lines
+    assert parts["views_per_second"] == pytest.approx(32 / parts["step"])  # plain and augmented
+    assert parts["tflops"] == pytest.approx(parts["flop"] / parts["step"] / 1e12)
+    assert (parts["precision"], parts["compile"]) == ("bf16", False)
+
+
+def test_bench_measures_several_methods_and_backbones(deepclust, device):
+    small = "--times 1 --width 4 --side 16 --bs 16 --backbone small_cnn --device".split()
+    done = deepclust("bench", "mmdc", "rotnet", *small, device, "--backbone", "vgg4")
+    assert done.code == 0, done.err
+    head, columns, *rows = done.out.splitlines()
+    assert "bs=16" in head and "step / bare" in columns and "images/s" in columns
+    names = [tuple(row.split()[:2]) for row in rows]
+    assert names == [(m, b) for m in ("mmdc", "rotnet") for b in ("small_cnn", "vgg4")]
+
+
+def test_bench_of_all_methods(deepclust, device):
+    from deepclust_nb.train import METHODS
+
+    small = "--times 1 --width 2 --side 8 --bs 8 --backbone small_cnn --device".split()
+    done = deepclust("bench", "all", *small, device, "--json")
+    assert done.code == 0, done.err
+    assert [record["method"] for record in json.loads(done.out)] == list(METHODS)
 
 
 @pytest.mark.parametrize("command", OPTIONS)

@@ -132,7 +132,8 @@ def reassign(
 ) -> Int[Tensor, " B"]:  # Row of the cloud that each image gets
     "Hand out the batch's own targets anew, on the CPU (MMDC, Alg. 1)."
     targets, held, seats = slot.cpu().unique(return_inverse=True, return_counts=True)
-    costs = cost(z, cloud[targets.to(z.device)]).cpu()  # the one large trip of a step: B×M numbers
+    with torch.autocast(z.device.type, enabled=False):  # rounded costs would tie
+        costs = cost(z, cloud[targets.to(z.device)]).cpu()  # the one large trip of a step: B×M
     return targets[rule(costs, seats, held)].to(slot.device)
 
 # %% ../../nbs/methods/10_mmdc.ipynb #22fe6ff2

@@ -104,6 +104,8 @@ class Pretext(Method):
 class RotNet(Pretext):
     "Features from the rotation task (RotNet, ICLR 2018)."
 
+    splits = True  # the loss is a mean over images, each with a term of its own
+
     def __init__(
         self,
         net: nn.Module,  # Backbone with `out_features`

@@ -195,6 +195,8 @@ class MomentumContrast(Method):
 class MoCo(MomentumContrast):
     "One queue for all images; k-means clusters the features (MoCo, arXiv:1911.05722)."
 
+    splits = True  # the loss is a mean over images, each with a term of its own
+
     def __init__(
         self,
         net: nn.Module,  # Backbone with `out_features`
