@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EXAMPLES', 'DATA', 'ROOT', 'DOWNLOAD', 'DEVICE', 'PROFILE', 'SET', 'RECIPE', 'SPEED', 'cli', 'seeds_of',
-           'settings_of', 'options', 'with_switches', 'train', 'keep_apart', 'spread', 'evaluate', 'predict', 'export',
-           'methods', 'data', 'bench', 'bench_plan', 'measured', 'bench_table', 'main', 'fail']
+           'settings_of', 'options', 'with_switches', 'train', 'train_each', 'keep_apart', 'spread', 'evaluate',
+           'predict', 'export', 'methods', 'data', 'bench', 'bench_plan', 'measured', 'bench_table', 'main', 'fail']
 
 # %% ../nbs/foundations/14_cli.ipynb #981f4689
 import json
@@ -206,9 +206,9 @@ def train(
     The folder holds the assignment of every image (assignments.csv), a page to look at
     (gallery.html), figures, the result in numbers (summary.json) and a checkpoint.
     """
-    from deepclust_nb import train as training
-    from deepclust_nb.runs import RunFolder
+    from deepclust_nb.processes import first_alone, join
 
+    asked["device"] = join(asked["device"])
     settings = with_switches(settings, asked)
     if backbone:
         settings["backbone"] = backbone
@@ -217,22 +217,30 @@ def train(
     keep_apart(out, where)
     if seeds and seed is not None:
         raise click.UsageError("--seed and --seeds: choose one")
-    how = {
-        "resume": resume,
-        "overwrite": overwrite,
-        "stop_after": stop_after,
-        "progress": not quiet and sys.stderr.isatty(),
-    }
-    plans = {
-        s: training.make_plan(method, source, seed=s, settings=settings, **asked)
-        for s in seeds or [seed or 0]
-    }
-    folders = {s: out / f"seed{s}" if seeds else out for s in plans}
-    for s, plan in plans.items():  # all of them before the first begins
-        RunFolder(folders[s]).check(plan.config(), resume, overwrite)
-    found = [training.train(plan, folders[s], **how) for s, plan in plans.items()]
-    if seeds:
-        click.echo(spread(found))
+    how = {"resume": resume, "overwrite": overwrite, "stop_after": stop_after}
+    how |= {"progress": not quiet and sys.stderr.isatty()}
+    asked |= {"method": method, "source": source, "settings": settings}
+    with first_alone(out) as mine:
+        if seeds:
+            folders = {s: mine / f"seed{s}" for s in seeds}
+            click.echo(spread(train_each(folders, asked, how)))
+        else:
+            train_each({seed or 0: mine}, asked, how)
+
+
+def train_each(
+    folders: dict[int, Path],  # Seed -> run folder
+    asked: dict,  # Of `make_plan`, without the seed
+    how: dict,  # Of `train.train`
+) -> list[dict]:  # Summaries
+    "One run after the other, none before all are known to be possible."
+    from deepclust_nb import train as training
+    from deepclust_nb.runs import RunFolder
+
+    plans = {seed: training.make_plan(seed=seed, **asked) for seed in folders}
+    for seed, plan in plans.items():
+        RunFolder(folders[seed]).check(plan.config(), how["resume"], how["overwrite"])
+    return [training.train(plan, folders[seed], **how) for seed, plan in plans.items()]
 
 # %% ../nbs/foundations/14_cli.ipynb #04d610ad
 def keep_apart(

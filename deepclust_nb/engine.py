@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 from .core import DeepClustError, Draws, NotFinite, evaluating, to_numpy
 from .data import ImageSet, epoch_order
 from .metrics import mass_entropy, score
+from .processes import agree, average, sharing
 from .runs import RunFolder
 from .speed import Speed, arithmetic, exact, laid_out, parts_of, prepare, rejoined
 from .viz import embed_2d
@@ -227,6 +228,7 @@ def train_step(
         (out["loss"] * share).backward()
         outs.append({name: v.detach() for name, v in out.items()})
     out = rejoined(outs, shares)
+    average(run.method.parameters())
     run.optimiser.step()
     with torch.no_grad():
         what.update(idx, out)
@@ -314,6 +316,7 @@ def train_epoch(
     means = {}
     for i, what in enumerate(passes):
         means |= train_pass(run, what, (i / len(passes), 1 / len(passes)), bar)
+    agree(method)
     refuse_broken(run)
     run.epoch += 1
     if run.epoch == run.epochs:
@@ -478,7 +481,9 @@ def fit(
         restore(run, folder)
     last = run.epochs if stop_after is None else min(run.epochs, stop_after)
     todo = (last - run.epoch) * sum(len(visits(run, what)[1]) for what in method.passes(run))
-    with tqdm(total=todo, unit="img", disable=not progress, file=sys.stderr, leave=False) as bar:
+    agree(method)
+    bar = tqdm(total=todo, unit="img", disable=not progress, file=sys.stderr, leave=False)
+    with sharing(method), bar:
         while run.epoch < last:
             begin = time.perf_counter()
             bar.set_description(f"epoch {run.epoch + 1}/{run.epochs}")

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['world', 'rank', 'Gather', 'backbones', 'own_share', 'all_rows', 'sharing', 'average', 'agree', 'joint_norms', 'join',
-           'own_folder']
+           'first_alone']
 
 # %% ../nbs/foundations/09_processes.ipynb #4403a8c0
 import contextlib
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
@@ -17,7 +18,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from .core import DeepClustError
@@ -62,14 +62,21 @@ def backbones(module: nn.Module) -> list[nn.Module]:
     return list(dict.fromkeys(found))
 
 
-def own_share(net: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+def own_share(
+    net: nn.Module,  # Remembers how the batch was cut
+    args: tuple[Tensor],  # The batch
+) -> tuple[Tensor]:
     "Before a backbone: this process's rows of the batch."
     shares = args[0].tensor_split(world())
     net.shares = tuple(map(len, shares))
     return (shares[rank()],)
 
 
-def all_rows(net: nn.Module, args: tuple[Tensor], out: Tensor) -> Tensor:
+def all_rows(
+    net: nn.Module,
+    args: tuple[Tensor],  # The own share
+    out: Tensor,  # Its rows
+) -> Tensor:
     "After a backbone: the rows of all."
     return Gather.apply(out, net.shares)
 
@@ -87,7 +94,9 @@ def sharing(method: nn.Module) -> Iterator[nn.Module]:
             hook.remove()
 
 # %% ../nbs/foundations/09_processes.ipynb #357c4762
-def average(parameters: Iterable[nn.Parameter]) -> None:
+def average(
+    parameters: Iterable[nn.Parameter],  # Their gradients are changed in place
+) -> None:
     "Gradients become their mean over processes."
     grads = [p.grad for p in parameters if p.grad is not None]
     if world() == 1 or not grads:
@@ -129,18 +138,19 @@ def join(
     dist.init_process_group("nccl" if cuda else "gloo", timeout=wait)
     return f"cuda:{local}" if cuda else "cpu"
 
-
+# %% ../nbs/foundations/09_processes.ipynb #6f0c894b
 @contextlib.contextmanager
-def own_folder(
+def first_alone(
     out: str | Path,  # The run folder
 ) -> Iterator[Path]:
-    "The run folder for process 0; for the others a copy that nobody keeps."
+    "Only process 0 speaks and writes the run folder; the others have a copy that nobody keeps."
     if world() == 1:
         yield Path(out)
         return
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, open(os.devnull, "w") as nowhere:
         copy = Path(scratch) / Path(out).name
         if rank() and Path(out).is_dir():
             shutil.copytree(out, copy)
         dist.barrier()  # process 0 changes nothing before all have their copy
-        yield copy if rank() else Path(out)
+        with contextlib.redirect_stdout(nowhere if rank() else sys.stdout):
+            yield copy if rank() else Path(out)

@@ -45,6 +45,7 @@ from .export import backbone_in, halved, read_by, read_weights, write_weights
 from .gallery import write_gallery
 from .methods import byol, digpro, lsdc, mmdc, ncc, pretext, scl
 from .metrics import confusion, correct, kmeans_score, linear_probe, pixels
+from .processes import joint_norms, sharing
 from .recipes import Card, Recipe, with_epochs, with_settings
 from .runs import RunFolder, atomic_write, write_json
 from .speed import not_compiled, out_of_memory, usual_speed
@@ -341,6 +342,8 @@ def train(
     folder.check(plan.config(), resume, overwrite)
     plan = settled(plan, folder if resume else None)
     method, views = build(plan)  # before anything is written: a setting may be refused here
+    if plan.device.type == "cuda":
+        joint_norms(method)
     fresh, init = not (resume and folder.checkpoint_file.exists()), plan.recipe.init
     if fresh and init not in ("random", *METHODS):
         start_from(method, init)
@@ -409,7 +412,8 @@ def announce(
     log_every = settings.pop("log_every")
     for note in (*data.notes, *(f"skipped {path}: {why}" for path, why in data.skipped)):
         say(note)
-    expected = estimate(new_run(method, data, views, **settings), log_every)
+    with sharing(method):
+        expected = estimate(new_run(method, data, views, **settings), log_every)
     stages = " + ".join(f"{epochs} {name}" for name, epochs in settings["stages"])
     memory = expected["memory_mb"]
     part, total = left

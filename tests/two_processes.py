@@ -1,6 +1,6 @@
 """Train every method for three steps in float64 and keep what came out; started alone and by torchrun.
 
-    python tests/two_processes.py OUT.pt METHOD ...
+python tests/two_processes.py OUT.pt METHOD ...
 """
 
 import sys
