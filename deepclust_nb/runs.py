@@ -80,7 +80,8 @@ WRITTEN = (  # `config.json` last: while it is there, the folder is known as a r
     *("clusters.png", "sizes.png", "curves.png", "maps.png", "confusion.png"),
     "config.json",
 )
-MAY_DIFFER = ("device", "threads", "versions", "source")  # between the parts of one run
+# between the parts of one run; which images they are is told by their fingerprint
+MAY_DIFFER = ("device", "threads", "versions", "source", "split")
 
 
 def first_difference(
