@@ -55,7 +55,7 @@ class DatasetInfo:
     @property
     def square(self) -> tuple[int, int, int]:
         "C, H, W of the images as they are read when no size is asked for."
-        side = self.side or min(self.shape[1:])
+        side = self.side or self.shape[1]
         return self.shape[0], side, side
 
     def parts_of(
