@@ -31,8 +31,9 @@ from deepclust_nb.augment import (
     centre_crop,
 )
 from .core import DeepClustError
-from .data import DATASETS, ImageSet, batch_count
+from .data import ImageSet, batch_count
 from .engine import cosine, step_decay
+from .named import DATASETS
 from .nets import Normalise, Sobel, backbone, initialise
 from .speed import Speed
 
@@ -251,7 +252,7 @@ def known_as(data: ImageSet) -> str:
     info = DATASETS.get(data.title)
     if info is None or data.shape[0] != info.shape[0]:
         return ""
-    ours = data.classes == info.classes if info.source == "folder" else not data.paths
+    ours = data.split or not data.paths or info.classes and data.classes == info.classes
     return data.title if ours else ""
 
 

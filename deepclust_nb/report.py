@@ -24,12 +24,12 @@ from jaxtyping import Bool, Float, Int
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .data import DATASETS, ImageSet, batch_count
+from .data import ImageSet, batch_count
 from .engine import new_run
 from .metrics import correct
 from .recipes import Recipe
 from .runs import RunFolder
-from .train import METHODS, Plan, blank, build, evaluate_run, limited, make_plan
+from .train import METHODS, Plan, blank_set, build, evaluate_run, limited, make_plan
 from .viz import PETROFF, by_confidence, draw_rows, panels, show_images
 
 # %% ../nbs/foundations/15_report.ipynb #0838b580
@@ -86,9 +86,7 @@ def paper_recipe(
     name: str = "cifar10",  # A key of DATASETS
 ) -> Recipe:
     "The recipe of a method for a built-in set at profile `full`; nothing is read."
-    info = DATASETS[name]
-    images = blank({"data": {"n": info.n, "shape": info.shape, "title": name}})
-    return METHODS[method].recipe(images, "full")
+    return METHODS[method].recipe(blank_set(name), "full")
 
 
 def recipe_changes(

@@ -81,8 +81,8 @@ WRITTEN = (  # `config.json` last: while it is there, the folder is known as a r
     *("clusters.png", "sizes.png", "curves.png", "maps.png", "confusion.png"),
     "config.json",
 )
-MAY_DIFFER = (  # between the parts of one run
-    *("device", "threads", "versions", "source"),
+MAY_DIFFER = (  # between the parts of one run; which images they are is told by their fingerprint
+    *("device", "threads", "versions", "source", "split"),
     *("precision", "channels_last", "compile", "accumulate"),
 )
 

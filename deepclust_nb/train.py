@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['METHODS', 'Plan', 'as_json', 'surroundings', 'make_plan', 'settled', 'where_from', 'limited', 'build',
            'stored_weights', 'start_from', 'pretrained', 'pixel_baseline', 'note_start', 'start_of', 'rounded',
-           'summary_of', 'save_figure', 'map_captions', 'curves_of', 'save_figures', 'confusion_of', 'train', 'advised',
-           'advice', 'epochs_left', 'announce', 'duration', 'finish', 'compared', 'load_run', 'rebuilt', 'exported',
-           'stored_config', 'stored_recipe', 'blank', 'predict', 'evaluate_run', 'export_run', 'parameters_of',
-           'without_paths']
+           'about_data', 'summary_of', 'save_figure', 'map_captions', 'curves_of', 'save_figures', 'confusion_of',
+           'train', 'advised', 'advice', 'epochs_left', 'announce', 'duration', 'finish', 'compared', 'load_run',
+           'rebuilt', 'exported', 'stored_config', 'stored_recipe', 'blank_set', 'blank', 'predict', 'evaluate_run',
+           'export_run', 'parameters_of', 'without_paths']
 
 # %% ../nbs/foundations/13_train.ipynb #4ea4f0ca
 import contextlib
@@ -29,7 +29,7 @@ from torch import Tensor
 
 from .bench import estimate, peak_memory_mb
 from .core import DeepClustError, check_k, generator, pick_device, to_numpy
-from .data import DATASETS, ImageSet, load_data
+from .data import ImageSet, load_data
 from deepclust_nb.engine import (
     Method,
     Run,
@@ -45,6 +45,7 @@ from .export import backbone_in, halved, read_by, read_weights, write_weights
 from .gallery import write_gallery
 from .methods import byol, digpro, lsdc, mmdc, ncc, pretext, scl
 from .metrics import confusion, correct, kmeans_score, linear_probe, pixels
+from .named import DATASETS
 from .processes import joint_norms, sharing
 from .recipes import Card, Recipe, with_epochs, with_settings
 from .runs import RunFolder, atomic_write, write_json
@@ -79,7 +80,8 @@ class Plan:
 
     def config(self) -> dict:
         "The plan as JSON; two runs with equal configurations are the same run."
-        data = {"title": self.data.title, "n": len(self.data), "shape": list(self.data.shape)}
+        data = {"title": self.data.title, "split": self.data.split, "n": len(self.data)}
+        data["shape"] = list(self.data.shape)
         recipe = {k: v for k, v in asdict(self.recipe).items() if k != "expects"}
         asked = {"method": self.method, "k": self.k, "profile": self.profile, "seed": self.seed}
         asked |= {"limit": self.limit, "recipe": recipe, "source": self.source}
@@ -113,16 +115,18 @@ def make_plan(
     seed: int = 0,
     size: int | None = None,  # Side to bring the images to, px
     limit: int | None = None,  # Use so many images only, drawn once for all seeds
-    root: str | Path | None = None,  # Folder of torchvision's files
+    root: str | Path | None = None,  # Folder that holds the named sets
     download: bool = False,  # Whether torchvision may fetch them
     device: str = "auto",
     settings: dict[str, Any] | None = None,  # Changes of the recipe by name
     init: str | None = None,  # Start of the backbone; None: as the recipe says
+    split: str | None = None,  # Of a named set: 'all', 'train', 'test'; None: what papers train on
 ) -> Plan:
     "Settle a run, or say in one line why it cannot be."
     if method not in METHODS:
         raise DeepClustError(f"method {method!r}: unknown; use one of {', '.join(METHODS)}")
-    data = source if isinstance(source, ImageSet) else load_data(source, size, root, download)
+    given = isinstance(source, ImageSet)
+    data = source if given else load_data(source, size, root, download, split)
     data = limited(data, limit)
     if k is None and data.k is None:
         raise DeepClustError(f"{data.title}: no classes known; say how many clusters with --k")
@@ -132,7 +136,7 @@ def make_plan(
     if not 0 <= seed < 2**63:
         raise DeepClustError(f"seed={seed}: give a whole number from 0 to 2**63 - 1")
     k, where = check_k(data.k if k is None else k, len(data)), pick_device(device)
-    name = "" if isinstance(source, ImageSet) else where_from(source)
+    name = "" if given else where_from(source)
     return Plan(method, data.to(where), k, recipe, profile, seed, where, name, limit)
 
 # %% ../nbs/foundations/13_train.ipynb #20c39f5d
@@ -252,6 +256,11 @@ def rounded(value: Any) -> Any:
     return round(value, 4) if isinstance(value, float) else value
 
 
+def about_data(data: ImageSet) -> dict[str, Any]:
+    "Which images a result is of."
+    return {"data": data.title, "split": data.split or None, "n": len(data)}
+
+
 def summary_of(
     plan: Plan,
     run: Run,
@@ -262,7 +271,7 @@ def summary_of(
     looks = [line for line in run.history if "clusters_used" in line]
     names = ("acc", "nmi", "ari", "mass_entropy", "clusters_used")
     stages = {line["stage"]: {name: line.get(name) for name in names} for line in looks}
-    asked = {"method": plan.method, "data": plan.data.title, "n": len(plan.data), "k": plan.k}
+    asked = {"method": plan.method} | about_data(plan.data) | {"k": plan.k}
     asked |= {"profile": plan.profile, "seed": plan.seed, "epochs": run.epoch}
     cost = {"seconds": run.seconds, "images_per_second": run.images / max(run.train_seconds, 1e-9)}
     cost |= {"peak_memory_mb": peak_memory_mb(plan.device), "device": str(plan.device)}
@@ -420,8 +429,9 @@ def announce(
     some = "" if part == total else f" ({part} of them now)"
     where = f"{plan.device}{' in bf16' if settings['speed'].precision == 'bf16' else ''}"
     first = "a minute or more to compile, then " if settings["speed"].compile else ""
+    part_of = f", {data.split} split" if data.split in ("train", "test") else ""
     say(
-        f"{plan.method} on {data.title}: {len(data)} images {tuple(data.shape)} into {plan.k} clusters, "
+        f"{plan.method} on {data.title}{part_of}: {len(data)} images {tuple(data.shape)} into {plan.k} clusters, "
         f"{stages} epochs{some} on {where}; {first}about {duration(expected['seconds'] * part / total)}"
         + (f" and {memory / 1024:.1f} GB" if memory else "")
     )
@@ -535,6 +545,14 @@ def stored_recipe(config: dict) -> Recipe:
     return replace(base, **{name: as_tuple(value) for name, value in config["recipe"].items()})
 
 
+def blank_set(
+    name: str,  # One of DATASETS
+) -> ImageSet:
+    "A set known by name, without a single pixel in memory; nothing is read."
+    info = DATASETS[name]
+    return blank({"data": {"title": name, "n": info.n, "shape": info.square}})
+
+
 def blank(config: dict) -> ImageSet:
     "A set of the right shape without a single pixel in memory."
     data = config["data"]
@@ -563,7 +581,7 @@ def evaluate_run(
             f"{data.title}: images {data.shape}, the run knows {config['data']['shape']}"
         )
     data = data.to(method.t.device)
-    found = figures_of(*assignments(method, data), data.y, config["k"])
+    found = about_data(data) | figures_of(*assignments(method, data), data.y, config["k"])
     if probe and data.y is not None:
         h = extract(method, data, method.features)
         by_kmeans = kmeans_score(h, data.y, config["k"])

@@ -12,13 +12,13 @@ import torch
 FILES = "config.json metrics.jsonl summary.json checkpoint.pt assignments.csv gallery.html".split()
 FIGURES = "clusters.png sizes.png curves.png maps.png".split()
 SUMMARY = set(
-    "method data n k seed epochs acc nmi ari baseline seconds images_per_second peak_memory_mb"
+    "method data split n k seed epochs acc nmi ari baseline seconds images_per_second peak_memory_mb"
     " device threads versions".split()
 )
 OPTIONS = {
     "train": "--data --k --profile --epochs --stop-after --seed --seeds --size --backbone --device"
-    " --data-root --out --resume --overwrite --init --set --limit --precision --channels-last --compile",
-    "evaluate": "--data --probe --device --data-root",
+    " --data-root --split --out --resume --overwrite --init --set --limit --precision --channels-last --compile",
+    "evaluate": "--data --split --probe --device --data-root",
     "predict": "--out --device",
     "methods": "--data --profile --data-root",
     "data": "--size --data-root",
@@ -327,9 +327,9 @@ def test_methods_show_the_recipe_of_a_profile(deepclust):
 def test_data_lists_what_is_built_in(deepclust):
     done = deepclust("data")
     assert done.code == 0
-    for name in ("digits", "mnist", "fashion-mnist", "cifar10", ".npz"):
+    for name in ("digits", "mnist", "fashion-mnist", "cifar10", "imagenet-dogs", ".npz"):
         assert name in done.out
-    assert re.search(r"^digits +1797 images", done.out, re.M)
+    assert re.search(r"^ +digits +1,797 images", done.out, re.M)
 
 
 def test_data_looks_at_a_folder(deepclust, photos):
@@ -340,7 +340,7 @@ def test_data_looks_at_a_folder(deepclust, photos):
 
 def test_data_looks_at_a_built_in_set(deepclust):
     done = deepclust("data", "digits", "--size", 16)
-    assert "1797 images (1, 16, 16), 10 classes" in done.out
+    assert "1,797 images, as published" in done.out and "0.5 MB at 16 px" in done.out
 
 
 BENCH = set(  # what a record of a measurement holds

@@ -413,6 +413,6 @@ PUBLISHED = {  # MMDC, Table I: mean and best of five runs; before refinement bu
     "cifar10": {"acc": 0.820, "nmi": 0.703, "best_acc": 0.843},
     "cifar100-20": {"acc": 0.446, "nmi": 0.418, "best_acc": 0.464},
     "stl10": {"acc": 0.694, "nmi": 0.593, "best_acc": 0.741},
-    "imagenet10": {"acc": 0.811, "nmi": 0.719, "best_acc": 0.830},
+    "imagenet-10": {"acc": 0.811, "nmi": 0.719, "best_acc": 0.830},
     "tiny-imagenet": {"acc": 0.119, "nmi": 0.274, "best_acc": 0.121},
 }
