@@ -13,7 +13,6 @@ __all__ = ['CHANGES', 'batch_count', 'ImageSet', 'epoch_order', 'to_plain', 'rea
 import difflib
 import hashlib
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator

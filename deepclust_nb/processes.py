@@ -73,7 +73,7 @@ def own_share(
 
 
 def all_rows(
-    net: nn.Module,
+    net: nn.Module,  # Knows how the batch was cut
     args: tuple[Tensor],  # The own share
     out: Tensor,  # Its rows
 ) -> Tensor:
