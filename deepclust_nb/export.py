@@ -131,7 +131,7 @@ def description(path: Path) -> dict:
         about = json.loads(beside.read_text(encoding="utf-8"))
     except OSError:
         raise DeepClustError(
-            f"{path}: {beside.name} must lie beside it, with recipe and checksum"
+            f"{path}: no run, and no exported model, which {beside.name} must lie beside"
         ) from None
     except ValueError:
         raise DeepClustError(f"{beside}: not valid JSON; the weights cannot be read") from None
