@@ -31,8 +31,9 @@ def read_by(
         for buffer in own.values():
             buffer.requires_grad_(True)
         method.eval()
-        total = method.scores(x).sum() + method.features(x).sum()
-        gradients = torch.autograd.grad(total, list(own.values()), allow_unused=True)
+        ends = [end for end in (method.scores(x), method.features(x)) if end.requires_grad]
+        ones = [torch.ones_like(end) for end in ends]
+        gradients = torch.autograd.grad(ends, list(own.values()), ones, allow_unused=True)
     finally:
         for buffer in own.values():
             buffer.requires_grad_(False)
@@ -131,7 +132,7 @@ def description(path: Path) -> dict:
         about = json.loads(beside.read_text(encoding="utf-8"))
     except OSError:
         raise DeepClustError(
-            f"{path}: {beside.name} must lie beside it, with recipe and checksum"
+            f"{path}: no run, and no exported model, which {beside.name} must lie beside"
         ) from None
     except ValueError:
         raise DeepClustError(f"{beside}: not valid JSON; the weights cannot be read") from None

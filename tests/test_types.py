@@ -42,6 +42,11 @@ for i, way in enumerate((*group, "read=groups", "start=orthant", "groups=5", "pe
     call("train", "digpro", *small, "--out", f"j{i}", "--set", "period=1", "--set", way)
 call("evaluate", "a", "--probe")
 baselines.classical(train.limited(train.load_data("digits"), 150), progress=False)
+call("train", "rotnet", *small, "--out", "k", "--precision", "bf16", "--set", "accumulate=2")
+call("train", "moco", *small, "--out", "l", "--channels-first", "--set", "accumulate=3")
+train.export_run("a", "a.pt")
+call("evaluate", "a.pt")
+call("train", "lsdc", *small, "--out", "m", "--init", "a.pt", "--precision", "bf16")
 call("bench", "mmdc", "--width", "4", "--side", "16", "--bs", "8", "--times", "1")
 """
 
