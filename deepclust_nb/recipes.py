@@ -214,7 +214,8 @@ def with_settings(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
             raise DeepClustError(f"setting {name!r}: unknown; {hint}")
         kinds = get_args(known[name]) or (known[name],)
         new[name] = parsed(name, value, kinds) if isinstance(value, str) else value
-    return replace(recipe, **new)
+    expects = "" if new else recipe.expects  # what was measured is another recipe
+    return replace(recipe, **{"expects": expects} | new)
 
 # %% ../nbs/foundations/12_recipes.ipynb #57d2c6c1
 def with_epochs(recipe: Recipe, epochs: int) -> Recipe:
@@ -228,7 +229,8 @@ def with_epochs(recipe: Recipe, epochs: int) -> Recipe:
         after = len(stages) - i - 1
         new[name] = left if not after else min(max(1, round(epochs * old / total)), left - after)
         left -= new[name]
-    return replace(recipe, **{f"{name}_epochs": e for name, e in new.items()})
+    changed = {f"{name}_epochs": e for name, e in new.items()}
+    return replace(recipe, **changed) if epochs == total else replace(recipe, **changed, expects="")
 
 # %% ../nbs/foundations/12_recipes.ipynb #87fda831
 COLOURS = {"flip": True, "jitter": 0.4, "hue": 0.125, "grey": 0.2}  # MMDC, arXiv:1912.02678
