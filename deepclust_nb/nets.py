@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['STEMS', 'SHORTCUTS', 'BACKBONES', 'conv', 'flat2x2', 'with_width', 'small_cnn', 'vgg4', 'PooledShortcut',
-           'SmallImageResNet', 'resnet', 'initialise', 'backbone', 'Sobel', 'Normalise']
+           'conv_shortcut', 'every_other', 'SmallImageResNet', 'resnet', 'initialise', 'backbone', 'Sobel', 'Normalise']
 
 # %% ../nbs/foundations/03_nets.ipynb #fc8a84d6
+from functools import partial
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -87,8 +89,30 @@ class PooledShortcut(nn.Module):
         return F.pad(pooled, (0, 0, 0, 0, 0, self.extra))
 
 
+def conv_shortcut(
+    given: nn.Sequential,  # torchvision's 1x1 convolution and norm; changed in place
+    c_in: int,  # Channels in
+    c_out: int,  # Channels out
+    stride: int,  # Of the block it leads past
+) -> nn.Sequential:
+    "torchvision's; of a narrow net it takes every second pixel first, and then convolves."
+    if c_in < 16 and stride > 1:  # oneDNN's strided 1x1 writes beyond its memory there (torch 2.15)
+        given[0].stride = (1, 1)
+        given[0].register_forward_pre_hook(partial(every_other, stride))
+    return given
+
+
+def every_other(
+    stride: int,  # Of the convolution that follows
+    layer: nn.Module,  # That convolution
+    args: tuple[Tensor],  # (B,C,H,W)
+) -> tuple[Tensor]:  # (B,C,h,w)
+    "The pixels that a strided 1x1 convolution looks at."
+    return (args[0][:, :, ::stride, ::stride],)
+
+
 SHORTCUTS = {
-    "conv": lambda given, c_in, c_out, stride: given,  # 1x1 convolution and norm, torchvision's
+    "conv": conv_shortcut,
     "pool": lambda given, c_in, c_out, stride: PooledShortcut(c_in, c_out, stride),  # LSD-C
 }
 
