@@ -29,7 +29,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
     for name, how in {"alone": ALONE, "two": TWO}.items():
         call(*how, str(ROOT / "tests" / "two_processes.py"), str(folder / f"{name}.pt"), *METHODS)
-    return [torch.load(folder / f"{name}.pt") for name in ("alone", "two")]
+    return [torch.load(folder / f"{name}.pt", weights_only=True) for name in ("alone", "two")]
 
 
 @pytest.mark.parametrize("name", METHODS)
