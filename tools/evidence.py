@@ -108,6 +108,12 @@ CHAIN_PARTS = {
 CLASSICAL = {  # names in deepclust_nb.baselines
     name: [] for name in "k-means,spectral,agglomerative,NMF,PCA + k-means,BIRCH,GMM".split(",")
 }
+SELF_SUPERVISED = {
+    "RotNet + k-means": ["rotnet"],
+    "NAT + k-means": ["nat"],
+    "MoCo + k-means": ["moco"],
+    "BYOL + k-means": ["byol"],
+}
 WITH_MOCO = {"SCL": ["scl"], "MoCo + k-means": ["moco"]}
 CLAIMS = {
     "mmdc_digits": {
@@ -252,6 +258,20 @@ CLAIMS = {
             "instance + k-means": ["instance"],
         },
         "fidelity": "the images themselves, 8x8",
+        "paper": None,
+    },
+    "baselines_mnist10k": {
+        "claim": "Self-supervised features with k-means, NCC and DigPro, 10,000 images of MNIST, VGG-4, profile laptop",
+        "args": ["--data", "mnist", "--limit", "10000", "--profile", "laptop"],
+        "variants": SELF_SUPERVISED | {"NCC": ["ncc"], "DigPro": ["digpro"]},
+        "fidelity": "lossless; 10,000 of the 70,000 images of the merged set, drawn once",
+        "paper": None,
+    },
+    "baselines_uc_merced": {
+        "claim": "RotNet, NAT and MoCo with k-means on UC-Merced at 32 px, narrow ResNet-18, profile laptop",
+        "args": ["--data", "uc-merced", "--size", "32", "--profile", "laptop"],
+        "variants": {name: SELF_SUPERVISED[name] for name in SELF_SUPERVISED if "BYOL" not in name},
+        "fidelity": "all 2,100 images, JPEG, shrunk from 256 to 96 px",
         "paper": None,
     },
     "classical_digits": {
