@@ -112,7 +112,7 @@ SET = click.option(
 RECIPE = (
     click.option(
         "--backbone",
-        help="small_cnn, vgg4, resnet18, resnet34 or resnet50. [default: the recipe's]",
+        help="small_cnn, vgg4, resnet18, resnet34, resnet50, torchvision:NAME or timm:NAME. [default: the recipe's]",
     ),
     click.option(
         "--size",
@@ -192,7 +192,7 @@ def with_switches(
     click.option("--quiet", is_flag=True, help="No progress bar."),
     click.option(
         "--init",
-        help="Where the backbone starts: random, rotnet or instance (trained first), the folder of a run, or an exported file. [default: the recipe's]",
+        help="Where the backbone starts: random, rotnet or instance (trained first), pretrained (of torchvision or timm), the folder of a run, or a file of weights. [default: the recipe's]",
     ),
     SET,
 )
@@ -289,8 +289,9 @@ def evaluate(folder, source, split, probe, device, root):
     from deepclust_nb import train as training
     from deepclust_nb.core import DeepClustError
     from deepclust_nb.data import load_data
+    from deepclust_nb.start import stored_config
 
-    config = training.stored_config(folder)
+    config = stored_config(folder)
     if not (source or config["source"]):
         raise DeepClustError(f"{folder}: does not say where its images are; name them with --data")
     trained = config["data"].get("split") or None  # of the run; None for a folder
@@ -467,7 +468,10 @@ def bench(methods, backbones, times, as_json, settings, **asked):
     from deepclust_nb import train as training
 
     settings = with_switches(settings, asked)
-    names = list(training.METHODS) if "all" in methods else methods
+    learning = [name for name, card in training.METHODS.items() if card.learns]
+    names = learning if "all" in methods else methods
+    if idle := set(names) & (training.METHODS.keys() - set(learning)):
+        raise click.UsageError(f"{', '.join(sorted(idle))}: takes no step that could be measured")
     todo = [(name, net) for name in names for net in backbones]
     plans = [bench_plan(*what, settings=settings, **asked) for what in todo]
     found = [measured(plan, times) for plan in plans]

@@ -99,7 +99,9 @@ WEIGHTS, FALLS = ("he", "torch"), ("drops", "cosine", "cosine-whole")
 class Recipe:
     "Settings of a run that every method has."
 
-    backbone: str = setting("resnet18", "network: small_cnn, vgg4, resnet18, resnet34 or resnet50")
+    backbone: str = setting(
+        "resnet18", "network: small_cnn, vgg4, resnet18, 34 or 50, torchvision:NAME or timm:NAME"
+    )
     width: int | None = setting(None, "channels of its first stage; None: the usual", 1)
     stem: str = setting(
         "conv+pool",
@@ -108,7 +110,7 @@ class Recipe:
     shortcut: str = setting("conv", "past a ResNet stage: conv, or pool (no weights, as LSD-C)")
     init: str = setting(
         "random",
-        "start of the backbone: random, rotnet, instance, a run folder, or an exported file",
+        "start of the backbone: random, rotnet, instance, pretrained, a run folder, or a file of weights",
     )
     weights: str = setting(
         "he", "initial weights: he (as MMDC's program) or torch (PyTorch's)", among=WEIGHTS
@@ -304,6 +306,7 @@ class Card(NamedTuple):
     title: str
     recipe: Callable  # (data, profile) -> Recipe
     build: Callable  # (recipe, data, k, seed) -> (Method, views)
+    learns: bool = True  # Whether weights are trained
 
 # %% ../nbs/foundations/12_recipes.ipynb #f2891ed3
 def augmentation(recipe: Recipe) -> Augment:

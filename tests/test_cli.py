@@ -373,12 +373,12 @@ def test_bench_measures_several_methods_and_backbones(deepclust, device):
 
 
 def test_bench_of_all_methods(deepclust, device):
-    from deepclust_nb.train import METHODS
+    from learning import LEARNING
 
     small = "--times 1 --width 2 --side 8 --bs 8 --backbone small_cnn --device".split()
     done = deepclust("bench", "all", *small, device, "--json")
     assert done.code == 0, done.err
-    assert [record["method"] for record in json.loads(done.out)] == list(METHODS)
+    assert [record["method"] for record in json.loads(done.out)] == LEARNING
 
 
 @pytest.mark.parametrize("command", OPTIONS)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from conftest import ROOT
-from deepclust_nb.train import METHODS
+from learning import LEARNING
 
 ALONE = [sys.executable]
 TWO = [*ALONE, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
@@ -28,11 +28,11 @@ def trained(tmp_path_factory):
     "What each method came to, alone and with two processes."
     folder = tmp_path_factory.mktemp("processes")
     for name, how in {"alone": ALONE, "two": TWO}.items():
-        call(*how, str(ROOT / "tests" / "two_processes.py"), str(folder / f"{name}.pt"), *METHODS)
+        call(*how, str(ROOT / "tests" / "two_processes.py"), str(folder / f"{name}.pt"), *LEARNING)
     return [torch.load(folder / f"{name}.pt", weights_only=True) for name in ("alone", "two")]
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", LEARNING)
 def test_two_processes_train_as_one(name, trained):
     "Weights, state, gradients of the last step and the terms of the epoch, in float64."
     alone, two = (found[name] for found in trained)

@@ -10,6 +10,7 @@ from deepclust_nb.engine import new_run, train_step
 from deepclust_nb.named import DATASETS
 from deepclust_nb.nets import backbone
 from deepclust_nb.train import METHODS
+from learning import LEARNING
 
 WITHOUT = (
     "main_epochs",
@@ -40,7 +41,8 @@ def images(name: str, n: int = 24) -> ImageSet:
 def recipes(profile: str) -> list:
     "Method, set and recipe; a recipe that differs from another only in its length is left out."
     found = {}
-    for method, card in METHODS.items():
+    for method in LEARNING:
+        card = METHODS[method]
         for name, info in DATASETS.items():
             full = torch.zeros(1, 1, 1, 1, dtype=torch.uint8).expand(info.n, *info.square)
             recipe = card.recipe(ImageSet(full, title=name), profile)

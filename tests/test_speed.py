@@ -14,6 +14,7 @@ from deepclust_nb.core import DeepClustError
 from deepclust_nb.data import ImageSet
 from deepclust_nb.engine import new_run, train_step
 from deepclust_nb.speed import Speed
+from learning import LEARNING
 
 PLAIN = Speed("float32", False, False)
 # largest relative difference of the loss, smallest cosine of the gradients, in the first step of a
@@ -77,7 +78,7 @@ def first_step(run) -> tuple[float, torch.Tensor]:
 
 
 @pytest.mark.parametrize("switch", SWITCHES)
-@pytest.mark.parametrize("name", train.METHODS)
+@pytest.mark.parametrize("name", LEARNING)
 def test_each_switch_is_near_the_plain_step(images, name, switch):
     small = {"backbone": "small_cnn"}
     plain, fast = (started(name, images, how, **small) for how in (PLAIN, SWITCHES[switch]))
@@ -91,7 +92,7 @@ def test_each_switch_is_near_the_plain_step(images, name, switch):
     assert {p.dtype for p in fast.method.parameters()} == {torch.float32}
 
 
-@pytest.mark.parametrize("name", train.METHODS)
+@pytest.mark.parametrize("name", LEARNING)
 def test_bf16_trains(images, name):
     run = started(name, images, SWITCHES["bf16"])
     idx, x = next(iter(run.data.batches(run.bs)))
@@ -137,7 +138,7 @@ def cut(name: str, images: ImageSet, parts: int) -> torch.Tensor:
     return gradient(run)
 
 
-@pytest.mark.parametrize("name", train.METHODS)
+@pytest.mark.parametrize("name", LEARNING)
 def test_parts_give_the_gradient_of_the_batch_where_that_is_claimed(images, name):
     whole, parts = cut(name, images, 1), cut(name, images, 3)
     same = torch.allclose(whole, parts, rtol=1e-3, atol=1e-4 * float(whole.abs().max()))
@@ -231,7 +232,7 @@ def test_without_a_compiler_the_run_ends_in_one_line(deepclust, tiny, tmp_path, 
 
 @pytest.mark.skipif(DEVICE != "cuda", reason="needs a GPU: DEEPCLUST_DEVICE=cuda")
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-@pytest.mark.parametrize("name", [n for n in train.METHODS if n not in WAITS])
+@pytest.mark.parametrize("name", [n for n in LEARNING if n not in WAITS])
 def test_no_step_waits_for_the_device(images, name, precision):
     more = {"period": 0} if name == "digpro" else {}
     run = started(name, images, Speed(precision, True, False), **more)
