@@ -68,7 +68,7 @@ summary{cursor:pointer;font-size:.85rem;color:var(--soft);margin-top:.6rem}
 # %% ../nbs/foundations/09_page.ipynb #c8a8cbde
 STYLE += """
 .map{position:relative}.map svg{display:block;width:100%;max-height:75vh;background:var(--card);border:1px solid var(--line);border-radius:8px}
-.map .mark{fill:none;stroke:var(--ink);stroke-width:3}
+.map .mark{fill:none;stroke:var(--ink);stroke-width:3}.mark:not([transform]){display:none}
 .peek{position:absolute;pointer-events:none;background:var(--card);border:1px solid var(--line);border-radius:6px;
  padding:.35rem;width:7.6rem;font-size:.75rem;line-height:1.3;overflow-wrap:anywhere;box-shadow:0 2px 8px #0004;z-index:1}
 .peek canvas{display:block;width:100%}
@@ -83,7 +83,7 @@ input,select{max-width:11rem}input[type=number]{width:4rem}
 #edits{position:sticky;bottom:0;background:var(--card);border-top:1px solid var(--line);padding:.4rem 1.25rem;z-index:2;
  display:flex;flex-wrap:wrap;gap:.3rem 1.2rem;align-items:center;box-shadow:0 -2px 8px #0002}
 #edits summary{margin:0}#edits details{max-width:100%}#status{flex:1 1 14rem;font-size:.9rem;margin:0}
-#list{max-height:35vh;overflow:auto;margin:.4rem 0;padding-left:2.2rem;font-size:.85rem}#list button{margin-left:.6rem}
+#list{max-height:35vh;overflow:auto;margin:.4rem 0;padding-left:2.2rem;font-size:.85rem}#list button{margin:.1rem .6rem}
 @media(prefers-reduced-motion:no-preference){html{scroll-behavior:smooth}}
 @media print{#edits,.panel,.out{display:none!important}section.cluster{content-visibility:visible}}
 """
@@ -258,8 +258,9 @@ function peek(point) {
   one("span", box).textContent = point.name;
   one(".mark", map).setAttribute("transform", `translate(${point.x} ${point.y})`);
   box.style.left = Math.min(point.x * scale + 12, svg.width - 125) + "px";
-  box.style.top = point.y * scale + 12 + "px";
   box.hidden = false;
+  const low = point.y * scale > svg.height / 2;
+  box.style.top = point.y * scale + (low ? -12 - box.offsetHeight : 12) + "px";
 }
 function towards(key) { // the nearest image in the direction of an arrow
   const sideways = key === "ArrowLeft" || key === "ArrowRight";
