@@ -399,8 +399,7 @@ def refine(
     features = features_of(was.run, data, device)
     after = apply_edits(was.assign, was.titles, edits, features)
     summary = write_refined(out, was, data, after, edits, features)
-    aside = f", {summary['set_aside']} images set aside" if summary["set_aside"] else ""
-    say(f"{counted(edits)}: {len(after[1])} clusters{aside}")
+    say(f"{counted(edits)}: {len(after[1])} clusters, images set aside: {summary['set_aside']}")
     if mode:
         say(sorted_line(sort_into(out / "clusters", files, *after, mode), out / "clusters"))
     say(f"folder {out}, gallery {out / 'gallery.html'}")
