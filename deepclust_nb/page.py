@@ -21,7 +21,7 @@ STYLE = """
 *{box-sizing:border-box}[hidden]{display:none!important}
 html{scroll-padding:1rem 0 6rem}
 body{margin:0;background:var(--page);color:var(--ink);font:16px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif;
- font-variant-numeric:tabular-nums}
+ font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
 header,main,footer{max-width:72rem;margin:auto;padding:0 1.25rem}
 header{display:flex;flex-wrap:wrap;gap:.5rem 3rem;align-items:flex-end;justify-content:space-between;padding-top:1.5rem}
 h1{font-size:1.6rem;line-height:1.2;margin:0;overflow-wrap:anywhere}h2{font-size:1.15rem;margin:2rem 0 .6rem}
@@ -82,7 +82,7 @@ input,select{max-width:11rem}input[type=number]{width:4rem}
 .dropped img{opacity:.25}.gone .thumbs,.gone details,.gone h4{display:none}.gone h3{text-decoration:line-through}
 #edits{position:sticky;bottom:0;background:var(--card);border-top:1px solid var(--line);padding:.4rem 1.25rem;z-index:2;
  display:flex;flex-wrap:wrap;gap:.3rem 1.2rem;align-items:center;box-shadow:0 -2px 8px #0002}
-#edits summary{margin:0}#edits details{max-width:100%}#status{flex:1 1 14rem;font-size:.9rem;margin:0}
+#edits summary{margin:0}#edits details{max-width:100%;min-width:0}#status{flex:1 1 14rem;font-size:.9rem;margin:0}
 #list{max-height:35vh;overflow:auto;margin:.4rem 0;padding-left:2.2rem;font-size:.85rem}#list button{margin:.1rem .6rem}
 @media(prefers-reduced-motion:no-preference){html{scroll-behavior:smooth}}
 @media print{#edits,.panel,.out{display:none!important}section.cluster{content-visibility:visible}}
@@ -433,7 +433,7 @@ EDITS = """<aside id="edits" aria-label="Your edits" data-script hidden>
 </aside>
 <template id="panel"><details class="panel"><summary>Edit this cluster</summary><div class="fields">
 <div><label>Name <input name="name" maxlength="80" autocomplete="off" dir="auto"></label><button type="button" data-do="rename">Rename</button></div>
-<div><label>Merge into <select name="into"></select></label><button type="button" data-do="merge">Merge</button></div>
+<div><label>Merge into <select name="into"><option value="-1">choose a cluster</option></select></label><button type="button" data-do="merge">Merge</button></div>
 <div><label>Parts <input name="parts" type="number" min="2" max="20" value="2"></label><button type="button" data-do="split">Split</button></div>
 </div></details></template>
 """
