@@ -56,7 +56,9 @@ def free_name(
     return tried
 
 
-def same_as(name: str) -> str:
+def same_as(
+    name: str,  # Of a file
+) -> str:
     "Equal for names that some file system takes for the same."
     return unicodedata.normalize("NFC", name).casefold()
 
@@ -126,8 +128,8 @@ def sort_into(
 
 
 def placed(
-    file: Path,
-    target: Path,
+    file: Path,  # The image
+    target: Path,  # Where it goes; must not be there
     mode: str,  # 'copy' or 'link'
 ) -> bool:  # Whether it is a link
     "One image in its folder, or a line that says what stopped it."

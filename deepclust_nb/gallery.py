@@ -116,7 +116,7 @@ class Clustering:
 
 
 def describe_images(
-    c: Clustering,
+    c: Clustering,  # What is shown
     idx: np.ndarray,  # Positions
     common: str,  # Class that needs no mention under the picture
 ) -> list[dict]:
@@ -166,7 +166,9 @@ def histogram(
     return (counts / max(counts.max(), 1)).tolist()
 
 
-def spread(values: np.ndarray) -> str:
+def spread(
+    values: np.ndarray,  # (n,), one at least
+) -> str:
     "Lowest, highest and middle value in words."
     low, middle, high = np.quantile(values, (0, 0.5, 1))
     return f"{low:.2f} to {high:.2f}, median {middle:.2f}"
@@ -186,7 +188,7 @@ SHOWN = ("Most confident", "Borderline", "Outliers: confident, but far from the 
 
 
 def groups_of(
-    c: Clustering,
+    c: Clustering,  # What is shown
     members: np.ndarray,  # Positions of one cluster's images
     common: str,  # Their commonest class
 ) -> list[tuple[str, list[dict]]]:  # Title and images
@@ -199,7 +201,9 @@ def groups_of(
     return [(title, describe_images(c, idx, common)) for title, idx in kinds if len(idx)]
 
 
-def describe_clusters(c: Clustering) -> list[dict]:
+def describe_clusters(
+    c: Clustering,  # What is shown
+) -> list[dict]:
     "What the page needs of each cluster."
     clusters, n, low, high = [], len(c.assign), c.confidence.min(), c.confidence.max()
     largest = np.bincount(c.assign[c.assign >= 0], minlength=1).max()
@@ -287,7 +291,7 @@ def sheet(
 
 
 def describe_map(
-    c: Clustering,
+    c: Clustering,  # What is shown
     rows: np.ndarray,  # Positions of the images on the map (n,)
     xy: np.ndarray,  # Where they lie (n,2)
 ) -> dict:
@@ -363,8 +367,7 @@ def write_gallery(
     classes: Sequence[str] = (),  # Their names
     features=None,  # (N,D); with them, outliers are shown
     view: dict | None = None,  # Map of some images: 'rows' (n,) positions, 'xy' (n,2)
-    health: Sequence[tuple]
-    | None = None,  # (name, text, fix) of what is wrong; None: not looked at
+    health: Sequence[tuple] | None = None,  # (name, text, fix) of each fault; None: nobody looked
     titles: dict[int, str] | None = None,  # Names of the clusters to show; None: 0 to k-1 by number
 ) -> Path:  # The file
     "One page that shows every cluster."

@@ -77,8 +77,8 @@ button,input,select{font:inherit;font-size:.85rem;color:inherit;background:var(-
 input,select{max-width:11rem}input[type=number]{width:4rem}
 .fields{display:flex;flex-wrap:wrap;gap:.6rem 1.6rem;padding:.5rem 0}.fields>div{display:flex;gap:.4rem;align-items:center}
 .fields label{font-size:.85rem}.note{font-weight:600;color:var(--bar)}
-.out{position:absolute;top:2px;right:2px;width:24px;height:24px;min-height:0;padding:0;line-height:1;opacity:.75;border-color:var(--line)}
-.out:hover,.out:focus,.out[aria-pressed=true]{opacity:1}.out[aria-pressed=true]{background:var(--warn);color:var(--card)}
+.out{position:absolute;top:2px;right:2px;width:24px;height:24px;min-height:0;padding:0;line-height:1;border-color:var(--line)}
+@media(hover:hover){.out{opacity:0}li:hover .out,.out:focus,.out[aria-pressed=true]{opacity:1}}.out[aria-pressed=true]{background:var(--warn);color:var(--card)}
 .dropped img{opacity:.25}.gone .thumbs,.gone details,.gone h4{display:none}.gone h3{text-decoration:line-through}
 #edits{position:sticky;bottom:0;background:var(--card);border-top:1px solid var(--line);padding:.4rem 1.25rem;z-index:2;
  display:flex;flex-wrap:wrap;gap:.3rem 1.2rem;align-items:center;box-shadow:0 -2px 8px #0002}
@@ -331,7 +331,7 @@ PAGE = """<!DOCTYPE html>
 <main data-run="{{ fingerprint }}">
 {% for part in ("overview", "health", "map", "figures") %}{% include part %}{% endfor %}
 <h2 id="images" tabindex="-1">Images</h2>
-<p class="soft" data-script hidden>✕ marks an image that does not belong; with the keyboard, Tab reaches a row of images and the arrows move in it.</p>
+<p class="soft" data-script hidden>Point at an image and press ✕ if it does not belong; with the keyboard, Tab reaches a row of images and the arrows move in it.</p>
 {% for cluster in clusters %}{% include "cluster" %}{% endfor %}
 </main>
 {% include "edits" %}

@@ -15,7 +15,7 @@ import json
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,8 +76,10 @@ def wrong_name(name: str) -> str:  # '' for nothing
     return ""
 
 # %% ../nbs/foundations/18_refine.ipynb #da0d2933
-def no_constant(name: str):
-    "NaN and infinity are not JSON."
+def no_constant(
+    name: str,  # NaN or Infinity
+):
+    "Such numbers are not JSON."
     raise ValueError(f"{name} is not JSON")
 
 
@@ -102,7 +104,7 @@ def read_edits(path: str | Path) -> tuple[str, list[dict]]:  # Fingerprint of th
         ) from None
     return checked(told, str(path))
 
-
+# %% ../nbs/foundations/18_refine.ipynb #d92963e2
 def checked(
     told,  # Of the file, whatever it is
     where: str,  # Its name, for the message
@@ -175,8 +177,8 @@ def without_turns(name: str) -> str:
 # %% ../nbs/foundations/18_refine.ipynb #f691b038
 def split_up(
     draft: Draft,  # Changed
-    cluster: int,
-    parts: int,
+    cluster: int,  # Its number
+    parts: int,  # How many to make of it
     features: torch.Tensor | None,  # (N,D)
 ) -> None:
     "Make several clusters of one."
@@ -311,7 +313,7 @@ def counted(edits: list[dict]) -> str:  # As '2 merge, 1 split'
 
 
 def check_out(
-    out: Path,
+    out: Path,  # Where to write
     *kept: Path,  # Folders that nothing may be written into
 ) -> None:
     "Refuse a folder that holds something, or lies where it must not."
@@ -327,7 +329,7 @@ def summary_after(
     data: ImageSet,
     assign: np.ndarray,  # After the edits
     k: int,  # Clusters after the edits
-    edits: list[dict],
+    edits: list[dict],  # Of `read_edits`
 ) -> dict:
     "The run's summary with the figures of the edited clustering, scored on the images that are in a cluster."
     file = run / "summary.json"
@@ -350,10 +352,10 @@ def last_map(run: Path) -> dict | None:
 
 def write_refined(
     out: Path,  # New or empty
-    was: Stored,
+    was: Stored,  # Before the edits
     data: ImageSet,
     after: tuple[np.ndarray, dict[int, str]],  # Of `apply_edits`
-    edits: list[dict],
+    edits: list[dict],  # Of `read_edits`
     features: torch.Tensor | None,  # (N,D)
 ) -> dict:  # The summary
     "The folder of an edited clustering."
@@ -374,7 +376,7 @@ def write_refined(
     write_json(out / "summary.json", summary)
     return summary
 
-
+# %% ../nbs/foundations/18_refine.ipynb #5d3249f6
 def refine(
     folder: str | Path,  # A run, or what an earlier call wrote
     edits_file: str | Path,  # edits.json of its gallery
