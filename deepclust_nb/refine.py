@@ -193,7 +193,8 @@ def split_up(
         raise DeepClustError(f"cluster {cluster}: its images are too alike for {parts} parts")
     title, numbers = draft.titles[cluster], [cluster, *range(draft.fresh, draft.fresh + parts - 1)]
     draft.fresh += parts - 1
-    for place, (part, number) in enumerate(zip(np.argsort(-sizes, kind="stable"), numbers), 1):
+    order = zip(np.argsort(-sizes, kind="stable"), numbers, strict=True)
+    for place, (part, number) in enumerate(order, 1):
         draft.assign[members[found == part]] = number
         draft.titles[number] = f"{title}, part {place}"
 
