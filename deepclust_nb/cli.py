@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['EXAMPLES', 'DATA', 'SPLIT', 'ROOT', 'DOWNLOAD', 'DEVICE', 'PROFILE', 'SET', 'RECIPE', 'SPEED', 'cli', 'seeds_of',
            'settings_of', 'options', 'with_switches', 'train', 'train_each', 'keep_apart', 'spread', 'evaluate',
-           'predict', 'export', 'methods', 'data', 'about_named', 'bench', 'bench_plan', 'measured', 'bench_table',
-           'main', 'fail']
+           'predict', 'refine', 'export', 'methods', 'data', 'about_named', 'bench', 'bench_plan', 'measured',
+           'bench_table', 'main', 'fail']
 
 # %% ../nbs/foundations/14_cli.ipynb #981f4689
 import json
@@ -23,6 +23,7 @@ Examples
   deepclust train mmdc --data ~/photos --k 12 --out runs/photos
   deepclust train mmdc --data digits --seeds 0,1,2 --set lr=0.1
   deepclust predict runs/photos new.jpg more_photos/ --out where.csv
+  deepclust refine runs/photos edits.json --link
   deepclust export runs/photos photos.pt
 """
 
@@ -328,6 +329,26 @@ def predict(folder, images, out, device):
         click.echo(f"{len(data)} images -> {out}")
     else:
         click.echo(table, nl=False)
+
+# %% ../nbs/foundations/14_cli.ipynb #8b0915cd
+@cli.command()
+@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("edits", metavar="EDITS.json", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="New folder. [default: RUN-refined]")
+@click.option("--copy", "mode", flag_value="copy", help="Also copy the images, a folder a cluster.")
+@click.option("--link", "mode", flag_value="link", help="The same with hard links: no more room.")
+@click.option("--data", "source", help="Where the images are now. [default: where they were]")
+@options(DEVICE, ROOT)
+def refine(folder, edits, out, mode, source, device, root):
+    """Apply the edits that the gallery of RUN saved, and leave a new folder.
+
+    RUN is a run folder or one that `refine` made; it stays as it is. The new folder holds
+    assignments.csv (cluster -1: belongs to none), gallery.html, which can be edited in turn,
+    and the names of the clusters (refined.json).
+    """
+    from deepclust_nb import refine as refining
+
+    refining.refine(folder, edits, out, mode, source, root, device, click.echo)
 
 # %% ../nbs/foundations/14_cli.ipynb #f54480f0
 @cli.command()

@@ -24,6 +24,7 @@ OPTIONS = {
     "data": "--size --data-root",
     "bench": "--backbone --width --side --bs --times --json --device --set --precision --compile",
     "export": "RUN FILE.pt",
+    "refine": "RUN EDITS.json --out --copy --link --data --data-root --device",
 }
 
 

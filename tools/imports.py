@@ -2,8 +2,9 @@
 
     python tools/imports.py [PACKAGE_FOLDER]
 
-    core < runs processes borrowed < named < data augment nets cluster memory metrics viz gallery export speed
-         < engine < recipes bench start < methods < train < estimator cli report baselines
+    core < runs processes page pictures borrowed < named stream
+         < data augment nets cluster memory metrics viz gallery folders export speed duplicates < health < engine
+         < recipes bench start linear < methods < train < refine howmany < photos < estimator cli report baselines
 
 A module may import from levels before its own, never from its own or a later one. Methods do not import one another,
 except that any may use `pretext`, and digpro <- ncc <- byol, because the papers build on each other so.
@@ -17,13 +18,16 @@ from notebooks import PACKAGE
 
 LEVELS = [
     "core",
-    "runs processes borrowed",
-    "named",
-    "data augment nets cluster memory metrics viz gallery export speed",
+    "runs processes page pictures borrowed",
+    "named stream",
+    "data augment nets cluster memory metrics viz gallery folders export speed duplicates",
+    "health",
     "engine",
-    "recipes bench start",
+    "recipes bench start linear",
     "methods",
     "train",
+    "refine howmany",
+    "photos",
     "estimator cli report baselines",
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names.split()}
