@@ -77,7 +77,7 @@ def figure_uri(figure: str | Path | bytes) -> str:  # A PNG file, or its bytes
 # %% ../nbs/foundations/09_gallery.ipynb #f8c57d74
 def describe_images(
     idx: np.ndarray,  # Positions
-    x: np.ndarray,  # (N,C,H,W)
+    x,  # (N,C,H,W)
     confidence: np.ndarray,
     names: Sequence[str],
     other: np.ndarray,  # (N,) class to mention under the picture; '' for none
@@ -85,7 +85,7 @@ def describe_images(
     "What the page needs of each image shown."
     return [
         {
-            "src": thumbnail(x[i]),
+            "src": thumbnail(to_numpy(x[i])),
             "name": names[i],
             "sure": f"{confidence[i]:.2f}",
             "other": other[i],
@@ -321,14 +321,15 @@ def render(**values) -> str:  # HTML
 
 # %% ../nbs/foundations/09_gallery.ipynb #9fe125cb
 def check_gallery(
-    x: np.ndarray,
+    x,  # (N,C,H,W)
     assign: np.ndarray,
     per_image: dict,  # What else there must be one of per image
     k: int,
 ) -> None:
     "Refuse what cannot be shown."
-    if x.dtype != np.uint8 or x.ndim != 4 or x.shape[1] not in (1, 3) or len(x) == 0:
-        raise DeepClustError(f"gallery: images of {x.dtype} {x.shape}; uint8 (N,1|3,H,W) is needed")
+    kind, shape = to_numpy(x[:0]).dtype, tuple(x.shape)
+    if kind != np.uint8 or len(shape) != 4 or shape[1] not in (1, 3) or len(x) == 0:
+        raise DeepClustError(f"gallery: images of {kind} {shape}; uint8 (N,1|3,H,W) is needed")
     for name, values in per_image.items():
         if values is not None and len(values) != len(x):
             raise DeepClustError(f"gallery: {len(values)} {name} for {len(x)} images")
@@ -348,9 +349,7 @@ def write_gallery(
     classes: Sequence[str] = (),  # Their names
 ) -> Path:  # The file
     "One page that shows every cluster."
-    x, assign, confidence, y = (
-        None if v is None else to_numpy(v) for v in (x, assign, confidence, y)
-    )
+    assign, confidence, y = (None if v is None else to_numpy(v) for v in (assign, confidence, y))
     k = int(summary.get("k") or assign.max() + 1)
     per_image = {"clusters": assign, "confidences": confidence, "names": names, "labels": y}
     check_gallery(x, assign, per_image, k)

@@ -304,6 +304,7 @@ class Card(NamedTuple):
     title: str
     recipe: Callable  # (data, profile) -> Recipe
     build: Callable  # (recipe, data, k, seed) -> (Method, views)
+    extra: bool = False  # Whether a pass learns from images that are not clustered
 
 # %% ../nbs/foundations/12_recipes.ipynb #f2891ed3
 def augmentation(recipe: Recipe) -> Augment:
