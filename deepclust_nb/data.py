@@ -214,7 +214,7 @@ def check_memory(
     n: int,  # Images
     shape: tuple[int, int, int],  # C, H, W
     title: str,  # Of the set
-    hint: str = "a smaller --size takes less",
+    hint: str = "a smaller --size takes less",  # What to do about it
 ) -> None:  # Or DeepClustError
     "Refuse a set whose pixels do not fit."
     if found := too_large(n, shape):
@@ -346,7 +346,7 @@ def folder_notes(
 
 # %% ../nbs/foundations/01_data.ipynb #aebc5dbf
 def read_here(
-    files: list[Path],
+    files: list[Path],  # Images
     size: int,  # Side of the squares, px
 ) -> tuple[list, Callable]:  # What `try_read` gives for each, and what makes `x` of the pixels
     "Files whose pixels are kept in memory."
@@ -354,7 +354,7 @@ def read_here(
 
 
 def read_later(
-    files: list[Path],
+    files: list[Path],  # Images
     size: int,  # Side of the squares, px
     workers: int | None,  # Processes that read
 ) -> tuple[list, Callable]:  # What `look_at` gives for each, and what makes `x` of the looks
@@ -370,7 +370,7 @@ def read_files(
     size: int,  # Side of the squares, px
     title: str,
     others: list[Path] = (),  # Files passed over, for the notes
-    how: Reading = Reading(),
+    how: Reading = Reading(),  # How many, and where their pixels shall lie
 ) -> ImageSet:  # Without classes
     "Image files as a set; what cannot be read is listed, not fatal."
     rows = picked(len(files), how.limit).tolist()
@@ -398,7 +398,7 @@ def read_files(
 def load_folder(
     folder: Path,
     size: int | None = None,  # Side of the squares, px; None: see `default_side`
-    how: Reading = Reading(),
+    how: Reading = Reading(),  # How many, and where their pixels shall lie
 ) -> ImageSet:
     "All images below a folder, squares of one size."
     files, others = find_images(folder)
@@ -522,7 +522,7 @@ def named_files(
     found: Found,  # Its files
     side: int,  # Of the squares, px
     root: Path,  # Folder that holds the sets
-    how: Reading = Reading(),
+    how: Reading = Reading(),  # How many, and where their pixels shall lie
 ) -> ImageSet:
     "A set that comes as image files; what cannot be read is listed."
     names = [file.relative_to(root).as_posix() for file in found.files]
@@ -548,7 +548,7 @@ def load_named(
     root: Path | str | None = None,  # Folder that holds the sets; None: DATA_ROOT
     download: bool = False,  # Whether torchvision may download
     split: str | None = None,  # 'all', 'train' or 'test'; None: what papers train on
-    how: Reading = Reading(),
+    how: Reading = Reading(),  # How many, and where their pixels shall lie
     extra: bool = True,  # Also images without labels, where the set has some
 ) -> ImageSet:  # With `extra`, except for the test part
     "A set known by name, or a part of it."
@@ -595,17 +595,17 @@ def load_data(
         )
     return data
 
-
+# %% ../nbs/foundations/01_data.ipynb #be7fabb2
 def read_source(
-    source: str | Path,
-    size: int | None,
-    root: str | Path | None,
-    download: bool,
-    split: str | None,
-    how: Reading,
-    extra: bool,
+    source: str | Path,  # All as of `load_data`
+    size: int | None,  # px
+    root: str | Path | None,  # Of the named sets
+    download: bool,  # Whether torchvision may
+    split: str | None,  # Of a named set
+    how: Reading,  # How many, and where their pixels shall lie
+    extra: bool,  # Also images without labels
 ) -> ImageSet:
-    "Find out what a source is, and read it; arguments as of `load_data`."
+    "Find out what a source is, and read it."
     if size is not None and size < 8:
         raise DeepClustError(
             f"size={size}: images smaller than 8 px show nothing; give --size 8 or more"

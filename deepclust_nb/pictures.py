@@ -120,7 +120,7 @@ def look_at(
 
 
 def read_rows(
-    files: list[str],
+    files: list[str],  # One an image
     size: int,  # Side of the squares, px
     channels: int,  # 1 or 3
 ) -> UInt8[np.ndarray, "n C H W"] | str:  # Or which one cannot be read, and why
