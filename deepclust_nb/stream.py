@@ -59,7 +59,7 @@ def uninterrupted() -> Iterator[None]:
     finally:
         block(signal.SIG_SETMASK, before)
 
-
+# %% ../nbs/foundations/01_stream.ipynb #8f5bc9d7
 class Readers(ProcessPoolExecutor):
     "Processes that decode image files."
 
@@ -102,7 +102,9 @@ class Readers(ProcessPoolExecutor):
             raise
 
 
-def answer(coming: Future) -> Any:
+def answer(
+    coming: Future,  # Of `Readers.ask`
+) -> Any:
     "What a reader has found; an image that cannot be read any more is an error."
     with alive():
         found = coming.result()
@@ -124,7 +126,7 @@ class Files:
         files: Sequence[str],  # One an image; all can be read
         digests: UInt8[np.ndarray, "N 32"],  # SHA-256 of the pixels of each
         shape: tuple[int, int, int],  # C, H, W
-        readers: Readers,
+        readers: Readers,  # Shared by all parts of a set
     ):
         self.files, self.digests, self.readers = np.array(files, object), digests, readers
         self.shape = (len(files), *shape)
@@ -186,7 +188,7 @@ def files_of(
     files: Sequence[str],
     looks: Sequence[Look],  # Of `look_at`, for each file
     side: int,  # Of the squares, px
-    readers: Readers,
+    readers: Readers,  # Shared by all parts of a set
 ) -> Files:  # One channel if all are grey, otherwise three
     "Pixels of files that have been looked at."
     channels = 3 if any(look.ndim == 3 for look in looks) else 1
@@ -211,7 +213,7 @@ def sent(
 
 
 def on_its_way(
-    part: Tensor,
+    part: Tensor,  # Of a batch
     device: torch.device,
     side: "torch.cuda.Stream | None",  # Queue for copies, of a GPU
 ) -> tuple[Tensor, "torch.cuda.Event | None"]:  # The copy, and when it is there
@@ -223,7 +225,7 @@ def on_its_way(
 
 
 def arrived(
-    part: Tensor,
+    part: Tensor,  # Of a batch
     there: "torch.cuda.Event | None",  # Of `on_its_way`
 ) -> Tensor:
     "The same tensor, safe to compute with."
