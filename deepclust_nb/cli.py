@@ -12,6 +12,7 @@ __all__ = ['EXAMPLES', 'DATA', 'SPLIT', 'ROOT', 'DOWNLOAD', 'DEVICE', 'PROFILE',
 import json
 import statistics
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -263,7 +264,8 @@ def train_each(
     from deepclust_nb import train as training
     from deepclust_nb.runs import RunFolder
 
-    plans = {seed: training.make_plan(seed=seed, **asked) for seed in folders}
+    first = training.make_plan(seed=min(folders), **asked)  # images are read once
+    plans = {seed: replace(first, seed=seed) for seed in folders}
     for seed, plan in plans.items():
         RunFolder(folders[seed]).check(plan.config(), how["resume"], how["overwrite"])
     return [training.train(plan, folders[seed], **how) for seed, plan in plans.items()]
@@ -438,7 +440,8 @@ def about_named(
     info = DATASETS[name]
     side = size or info.square[1]
     taken = bytes_of(info.n + info.extra, (info.shape[0], side, side))
-    fits = "" if 2 * taken <= free_memory() else ", more than this machine can read"
+    large = "more than this machine can read" if info.source != "folder" else "streamed here"
+    fits = "" if 2 * taken <= free_memory() else f", {large}"
     title = f"{name}: {info.description}; {info.n:,} images, {info.k} classes; {info.get}"
     memory = f"papers train on {info.split}; {taken / 1e6:,.1f} MB at {side} px{fits}"
     return [title, *about_set(name, root, download), memory]

@@ -425,11 +425,12 @@ def load_files(
     files = [f for s in sources for f in (find_images(s)[0] if s.is_dir() else [s])]
     if not files:
         raise DeepClustError(f"{sources[0]}: no image found; give image files or folders of images")
-    data = read_files(
-        files, [str(f) for f in files], shape[1], "new images", how=Reading(stream="memory")
-    )
+    data = read_files(files, [str(f) for f in files], shape[1], "new images")
     if data.shape[0] == shape[0]:
         return data
+    if isinstance(data.x, Files):
+        what = "too many to be brought to the run's channels at once"
+        raise DeepClustError(f"new images: {what}; give fewer at a time")
     return replace(data, x=TF.rgb_to_grayscale(data.x, shape[0]).contiguous())
 
 # %% ../nbs/foundations/01_data.ipynb #60755b8b

@@ -78,6 +78,10 @@ class Plan:
     source: str = ""  # Where the images came from, as the user said it
     limit: int | None = None  # Images taken of a larger set
 
+    def __post_init__(self):
+        if not 0 <= self.seed < 2**63:
+            raise DeepClustError(f"seed={self.seed}: give a whole number from 0 to 2**63 - 1")
+
     def config(self) -> dict:
         "The plan as JSON; two runs with equal configurations are the same run."
         data = {"title": self.data.title, "split": self.data.split, "n": len(self.data)}
@@ -140,8 +144,6 @@ def make_plan(
         raise DeepClustError(f"{data.title}: no classes known; say how many clusters with --k")
     recipe = with_settings(METHODS[method].recipe(data, profile), changes)
     recipe = with_epochs(recipe, epochs) if epochs is not None else recipe
-    if not 0 <= seed < 2**63:
-        raise DeepClustError(f"seed={seed}: give a whole number from 0 to 2**63 - 1")
     k, name = check_k(data.k if k is None else k, len(data)), "" if given else where_from(source)
     data = placed(data, where, stream)
     return Plan(method, data, k, recipe, profile, seed, where, name, limit)
