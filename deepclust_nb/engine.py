@@ -553,7 +553,7 @@ def check_method(
     bs: int = 32,
 ) -> None:
     "Prove the promises of the contract, or raise `BrokenPromise` with the one that does not hold."
-    run = new_run(make().to(data.x.device), data, views, bs=bs)
+    run = new_run(make().to(data.device), data, views, bs=bs)
     method = run.method.train()
     method.e_step(run)
     idx, x = next(iter(run.data.batches(bs, torch.arange(len(data)))))
@@ -563,7 +563,7 @@ def check_method(
     idle = [n for n, p in trainable.items() if p.grad is None or not p.grad.any()]
     promise(not idle, f"a gradient reaches every trainable parameter, but not {idle}")
     run.optimiser.step()  # what is loaded below has been trained
-    fresh = make().to(data.x.device).train()
+    fresh = make().to(data.device).train()
     fresh.load_state_dict(method.state_dict())
     for one, other in zip(method.passes(run), fresh.passes(run)):
         batch = one.views(x, idx, run.draws)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DIGITS', 'CIFAR20', 'LAND_USE', 'SIRI', 'IMAGENET10', 'DOGS', 'FETCHED', 'IMAGENET', 'DATASETS', 'DATA_ROOT',
-           'ENDINGS', 'LIST', 'DatasetInfo', 'words', 'which_split', 'find_images', 'why', 'Found', 'digits_arrays',
+           'ENDINGS', 'LIST', 'DatasetInfo', 'words', 'which_split', 'find_images', 'Found', 'digits_arrays',
            'superclasses', 'torchvision_arrays', 'trouble', 'is_here', 'arrays_of', 'place_of', 'class_folders',
            'listed_files', 'part_files', 'synset_words', 'files_of', 'find_set', 'short_of', 'about_part', 'about_sets',
            'about_set']
@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 import torchvision
 from jaxtyping import Int64, UInt8
-from PIL import UnidentifiedImageError
 from sklearn.datasets import load_digits
 
 from .core import DeepClustError
+from .pictures import why
 
 # %% ../nbs/foundations/01_named.ipynb #c75dbde9
 # long: what a table of sets has as columns
@@ -255,17 +255,6 @@ def find_images(
         files += [Path(here, name) for name in names if not name.startswith(".")]
     images = {path for path in files if path.suffix.lower() in ENDINGS}
     return sorted(images), sorted(set(files) - images)
-
-
-def why(
-    error: Exception,
-) -> str:  # One line, without a path
-    "The reason a file could not be read, in a user's words."
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 # %% ../nbs/foundations/01_named.ipynb #86055895
 @dataclass(frozen=True, eq=False)

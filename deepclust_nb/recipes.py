@@ -307,6 +307,7 @@ class Card(NamedTuple):
     recipe: Callable  # (data, profile) -> Recipe
     build: Callable  # (recipe, data, k, seed) -> (Method, views)
     learns: bool = True  # Whether weights are trained
+    extra: bool = False  # Whether a pass learns from images that are not clustered
 
 # %% ../nbs/foundations/12_recipes.ipynb #f2891ed3
 def augmentation(recipe: Recipe) -> Augment:

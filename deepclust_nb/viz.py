@@ -150,7 +150,7 @@ def draw_rows(
     columns: int,
 ) -> None:
     "One montage with a label before each row."
-    images = [as_rgb(x[idx]) for idx in rows]
+    images = [as_rgb(x[np.ascontiguousarray(idx)]) for idx in rows]  # tensors know no steps of -1
     marked = [np.zeros(len(idx), bool) if correct is None else ~correct[idx] for idx in rows]
     picture, cell_h, _ = montage(images, marked, columns)
     ax.imshow(picture, aspect="equal")
@@ -172,7 +172,7 @@ def show_clusters(
     least: bool = False,  # Least confident images first instead
 ) -> Figure:
     "One row a cluster: its number, its size, its surest images."
-    x, assign, confidence = map(to_numpy, (x, assign, confidence))
+    assign, confidence = map(to_numpy, (assign, confidence))
     y, correct = (None if value is None else to_numpy(value) for value in (y, correct))
     members = by_confidence(
         assign, -confidence if least else confidence, k or int(assign.max()) + 1
@@ -193,7 +193,7 @@ def most_and_least(
     correct=None,  # (N,) bool; images that are not are framed
 ) -> Figure:
     "Left the surest images of each cluster, right the least sure ones, the very least first."
-    x, assign, confidence = map(to_numpy, (x, assign, confidence))
+    assign, confidence = map(to_numpy, (assign, confidence))
     correct = None if correct is None else to_numpy(correct)
     members = by_confidence(assign, confidence, k or int(assign.max()) + 1)
     sides = {"most confident": members, "least confident": [idx[::-1] for idx in members]}

@@ -111,14 +111,13 @@ def test_data_counts_and_says_what_is_missing(deepclust, sets):
     assert dogs.code == 2 and "no folder for n02086646 and 13 more" in dogs.err
 
 
-def test_a_set_that_does_not_fit_is_refused_before_it_is_read(deepclust, sets, monkeypatch):
+def test_a_set_that_shall_lie_in_memory_is_refused_before_it_is_read(deepclust, sets, monkeypatch):
     from deepclust_nb import data
 
     monkeypatch.setattr(data, "free_memory", lambda: 1e6)
-    done = deepclust("train", "mmdc", "--data", "imagenet", "--data-root", sets)
+    args = ["train", "mmdc", "--data", "imagenet", "--data-root", sets]
+    done = deepclust(*args, "--stream", "memory")
     assert done.code == 2 and "imagenet: 50 images of 3x224x224 need" in done.err
-    assert "a smaller --size" in done.err and done.err.count("\n") == 1
+    assert "--stream files" in done.err and done.err.count("\n") == 1
     shown = deepclust("data", "imagenet", "--data-root", sets)
-    assert (
-        shown.code == 0 and "192,851.5 MB at 224 px, more than this machine can read" in shown.out
-    )
+    assert shown.code == 0 and "192,851.5 MB at 224 px, streamed here" in shown.out

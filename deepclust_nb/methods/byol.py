@@ -256,7 +256,7 @@ def build(recipe: BYOLRecipe, data: ImageSet, k: int, seed: int) -> tuple[BYOL, 
     return with_weights(recipe, method), two_views(augmentation(recipe))
 
 
-CARDS = {"byol": Card("BYOL + k-means (Grill et al., NeurIPS 2020)", byol_recipe, build)}
+CARDS = {"byol": Card("BYOL + k-means (Grill et al., NeurIPS 2020)", byol_recipe, build, True)}
 
 # %% ../../nbs/methods/38_byol.ipynb #0f200e2a
 PUBLISHED = {  # BYOL + k-means in NCC's framework (arXiv:2111.11821), ResNet-34; others: their ACC

@@ -295,7 +295,7 @@ def build(recipe: DigProRecipe, data: ImageSet, k: int, seed: int) -> tuple[DigP
     return with_weights(recipe, method), views_of(recipe)
 
 
-CARDS = {"digpro": Card("DigPro: momentum groups (Zhang et al., 2024)", digpro_recipe, build)}
+CARDS = {"digpro": Card("DigPro: momentum groups (Zhang et al., 2024)", digpro_recipe, build, True)}
 
 # %% ../../nbs/methods/50_digpro.ipynb #b89ece8c
 PUBLISHED = {  # DigPro, Table 1; ProPos as run again by DigPro's authors: (NMI, ACC, ARI)

@@ -296,7 +296,7 @@ def build(recipe: NCCRecipe, data: ImageSet, k: int, seed: int) -> tuple[NCC, Ca
     return with_weights(recipe, method), views_of(recipe)
 
 
-CARDS = {"ncc": Card("NCC / ProPos (Huang et al., TPAMI 2022)", ncc_recipe, build)}
+CARDS = {"ncc": Card("NCC / ProPos (Huang et al., TPAMI 2022)", ncc_recipe, build, True)}
 
 # %% ../../nbs/methods/40_ncc.ipynb #735722f0
 PUBLISHED = {  # NCC / ProPos, arXiv:2111.11821, main table: ResNet-34; BYOL in the same framework
