@@ -6,7 +6,8 @@
 __all__ = ['WEIGHTS', 'FALLS', 'COLOURS', 'MNIST', 'POLICIES', 'STEPS', 'UNSHOWN', 'setting', 'check_setting', 'check_tuples',
            'check_norm', 'Recipe', 'parsed', 'with_settings', 'with_epochs', 'known_as', 'policy', 'Paper',
            'expectation', 'pick_recipe', 'from_table', 'long_enough', 'Card', 'augmentation', 'finish', 'area_crop',
-           'crop_only', 'test_view', 'with_weights', 'network', 'blank_set', 'blank', 'short', 'column', 'recipe_table']
+           'crop_only', 'test_view', 'with_weights', 'network', 'blank_set', 'blank', 'short', 'column', 'shared',
+           'recipe_table']
 
 # %% ../nbs/foundations/12_recipes.ipynb #03683ad7
 import ast
@@ -285,13 +286,17 @@ class Paper(NamedTuple):
     "What a method's paper says of each of its data sets, to stand beside our recipes."
 
     results: dict[str, dict]  # Its figures; 'acc' is one
-    ours: dict[str, str]  # Names of the settings that are ours and not the paper's; or 'all'
+    ours: dict[
+        str, str
+    ]  # Settings that are ours and not the paper's: names, 'all', 'all but' names
     net: str = ""  # The network of the results
 
     def lacks(self, name: str, recipe: Recipe) -> set[str]:
         "Which settings of the full recipe for a data set are ours."
-        ours = self.ours.get(name, "all")
-        return {f.name for f in fields(recipe)} if ours == "all" else set(ours.split())
+        said = self.ours.get(name, "all").split()
+        if said[:1] == ["all"]:
+            return {f.name for f in fields(recipe)} - set(said[2:])
+        return set(said)
 
 
 def expectation(
@@ -300,13 +305,14 @@ def expectation(
     full: Recipe,  # As published
 ) -> str:
     "What can be expected where nothing was measured."
-    acc = paper and paper.results.get(name, {}).get("acc")
-    if not acc:
-        return "not measured here, and no ACC published"
+    found = paper.results.get(name, {}) if paper else {}
+    if "acc" not in found:
+        return "not measured here"
     known = "main_epochs" not in paper.lacks(name, full)
     after = f" after {sum(epochs for _, epochs in full.stages()):,} epochs" if known else ""
-    net = f" ({paper.net})" if paper.net else ""
-    return f"not measured here; the paper reports ACC {acc:.3f}{after}{net}"
+    net = found.get("net", paper.net)
+    how = f"{after} ({net})" if net else after
+    return f"not measured here; the paper reports ACC {found['acc']:.3f}{how}"
 
 
 def pick_recipe(
@@ -471,6 +477,15 @@ def column(
     return cells
 
 
+def shared(
+    setting: str,  # Its name
+    cells: list[str],  # The same value for every set
+) -> str:
+    "A setting that needs no row."
+    value = cells[0] if len(set(cells)) == 1 else cells[0].replace("°", "") + " (°)"
+    return f"`{setting}={value}`"
+
+
 def recipe_table(
     recipe_of: Callable,  # (data, profile) -> Recipe
     paper: Paper,  # Its data sets are the columns
@@ -480,11 +495,9 @@ def recipe_table(
     rows = {
         setting: [c[setting] for c in columns.values()] for setting in next(iter(columns.values()))
     }
-    differ = {setting: cells for setting, cells in rows.items() if len(set(cells)) > 1}
+    differ = {s: cells for s, cells in rows.items() if len({c.replace("°", "") for c in cells}) > 1}
     lines = [["", *columns], ["---"] * (len(columns) + 1), *([s, *c] for s, c in differ.items())]
-    same = [f"`{s}={c[0]}`" for s, c in rows.items() if s not in differ and c[0] != "–"]
-    told = (
-        "°: ours, not published. Where profile `gpu` has another value it stands before a stroke."
-    )
+    same = [shared(s, c) for s, c in rows.items() if s not in differ and c[0] != "–"]
+    told = "°: ours, not published; (°): for some sets. A value before a stroke is that of `gpu`."
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     return f"{table}\n\n{told} The same everywhere: {', '.join(same)}."
