@@ -281,7 +281,7 @@ def policy(data: ImageSet) -> dict:
     colours = COLOURS if channels == 3 else {}
     return colours | {"size": side, "crops": (round(side * 5 / 8),)}
 
-
+# %% ../nbs/foundations/12_recipes.ipynb #d9373db5
 class Paper(NamedTuple):
     "What a method's paper says of each of its data sets, to stand beside our recipes."
 
@@ -314,7 +314,7 @@ def expectation(
     how = f"{after} ({net})" if net else after
     return f"not measured here; the paper reports ACC {found['acc']:.3f}{how}"
 
-
+# %% ../nbs/foundations/12_recipes.ipynb #1282242c
 def pick_recipe(
     base: Recipe,  # The method's settings
     table: dict[tuple[str, str], dict],  # (data, profile) -> changes; data '*' is any other set
@@ -331,7 +331,12 @@ def pick_recipe(
     return replace(recipe, expects=told)
 
 
-def from_table(base: Recipe, table: dict, data: ImageSet, profile: str) -> Recipe:
+def from_table(
+    base: Recipe,  # The method's settings
+    table: dict[tuple[str, str], dict],  # As in `pick_recipe`
+    data: ImageSet,
+    profile: str,  # 'ci', 'laptop', 'gpu' or 'full'
+) -> Recipe:
     "A row of the table, or that of other sets, on top of policy and method."
     name = known_as(data) if (known_as(data), profile) in table else "*"
     if (name, profile) not in table:

@@ -608,7 +608,7 @@ def linear_run(
     train: ImageSet,  # Learned from, with labels
     test: ImageSet,  # Measured on, with labels
     device: str = "auto",
-    epochs: int = 100,
+    epochs: int = 100,  # Of the classifiers
     progress: bool = True,  # Show a bar
 ) -> dict[str, Any]:
     "What linear classifiers read off the backbone of a stored run; labels measure, nothing else."
