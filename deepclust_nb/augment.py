@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['wide', 'pick', 'between', 'check_range', 'RandomFlip', 'Augment', 'affine_matrix', 'RandomAffine', 'crop_weights',
            'mix_pixels', 'crop_resize', 'RandomCrop', 'RandomResizedCrop', 'RandomPadCrop', 'grey', 'blend',
-           'shift_hue', 'ColourJitter', 'RandomGrayscale', 'blur_weights', 'RandomBlur', 'noise', 'resize',
-           'centre_crop', 'whole_box', 'quarter_turns', 'rotate4']
+           'shift_hue', 'ColourJitter', 'RandomGrayscale', 'blur_weights', 'RandomBlur', 'RandomSolarise', 'noise',
+           'resize', 'centre_crop', 'whole_box', 'quarter_turns', 'rotate4']
 
 # %% ../nbs/foundations/02_augment.ipynb #d3884342
 import math
@@ -428,6 +428,26 @@ class RandomBlur:
         sigma = between(u[:, 0], *self.sigma)
         rows, columns = (blur_weights(sigma, self.kernel, n) for n in x.shape[2:])
         return torch.where(wide(u[:, 1] < self.p), mix_pixels(x, rows, columns), x)
+
+# %% ../nbs/foundations/02_augment.ipynb #fc0e7970
+@dataclass(frozen=True)
+class RandomSolarise:
+    "Invert the pixels of an image that are bright, channel by channel."
+
+    threshold: float = 128 / 255  # From here on a value counts as bright
+    p: float = 0.2  # How often
+    columns = 1  # apply
+
+    def __post_init__(self):
+        check_range("threshold", self.threshold, 0, 1)
+        check_range("p", self.p, 0, 1)
+
+    def __call__(
+        self,
+        x: Float[Tensor, "B C H W"],
+        u: Float[Tensor, "B 1"],
+    ) -> Float[Tensor, "B C H W"]:
+        return torch.where(wide(u[:, 0] < self.p) & (x >= self.threshold), 1 - x, x)
 
 # %% ../nbs/foundations/02_augment.ipynb #f81b2e40
 def noise(

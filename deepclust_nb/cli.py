@@ -303,8 +303,20 @@ def spread(
     "--data", "source", help="Other labelled images to evaluate on. [default: those of the run]"
 )
 @click.option("--probe", is_flag=True, help="Also k-means and a linear classifier on the features.")
+@click.option(
+    "--linear",
+    is_flag=True,
+    help="Also classifiers trained with labels on the frozen backbone, tested on other images.",
+)
+@click.option(
+    "--linear-epochs",
+    type=click.IntRange(1),
+    default=100,
+    show_default=True,
+    help="Epochs of --linear; a measurement that was cut off goes on.",
+)
 @options(SPLIT, DEVICE, ROOT)
-def evaluate(folder, source, split, probe, device, root):
+def evaluate(folder, source, split, probe, linear, linear_epochs, device, root):
     "Accuracy of RUN (a run folder or an exported file) on labelled images, as JSON; --split: another part."
     from deepclust_nb import train as training
     from deepclust_nb.core import DeepClustError
@@ -323,7 +335,13 @@ def evaluate(folder, source, split, probe, device, root):
     data = load_data(source or config["source"], side, root, split=split, **same)
     if own and data.fingerprint() != config["data"]["fingerprint"]:
         click.echo(f"{data.title}: the images are not those of the training any more", err=True)
-    click.echo(json.dumps(training.evaluate_run(folder, data, device, probe), indent=1))
+    found = training.evaluate_run(folder, data, device, probe)
+    if linear:
+        limit = None if source else config["limit"]
+        parts = training.labelled_parts(source or config["source"], data.shape[1], root, limit)
+        show = sys.stderr.isatty()
+        found |= training.linear_run(folder, *parts, device, linear_epochs, show)
+    click.echo(json.dumps(found, indent=1))
 
 # %% ../nbs/foundations/14_cli.ipynb #8a5bc6f1
 @cli.command()
@@ -406,12 +424,13 @@ def methods(name, source, profile, root):
 
     from deepclust_nb import train as training
     from deepclust_nb.named import DATASETS
+    from deepclust_nb.recipes import blank_set
 
     if name is None:
         for key, card in training.METHODS.items():
             click.echo(f"{key:<8} {card.title}")
         return
-    images = training.blank_set(source) if source in DATASETS else source
+    images = blank_set(source) if source in DATASETS else source
     recipe = training.make_plan(name, images, k=2, profile=profile, root=root, device="cpu").recipe
     click.echo(f"{training.METHODS[name].title}\n{name} on {source}, profile {profile}:")
     for f in fields(recipe):

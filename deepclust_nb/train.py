@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'Plan', 'as_json', 'surroundings', 'make_plan', 'stored_side', 'settled', 'where_from', 'build',
-           'pretrained', 'pixel_baseline', 'note_start', 'origin', 'start_of', 'rounded', 'about_data', 'summary_of',
-           'save_figure', 'map_captions', 'curves_of', 'save_figures', 'confusion_of', 'train', 'advised', 'advice',
-           'epochs_left', 'announce', 'duration', 'finish', 'compared', 'load_run', 'rebuilt', 'exported',
-           'stored_recipe', 'blank_set', 'blank', 'predict', 'evaluate_run', 'export_run', 'parameters_of',
-           'without_paths']
+           'pretrained', 'pixel_baseline', 'note_start', 'origin', 'start_of', 'rounded', 'about_data',
+           'has_joint_norms', 'summary_of', 'save_figure', 'map_captions', 'curves_of', 'save_figures', 'confusion_of',
+           'train', 'advised', 'advice', 'epochs_left', 'announce', 'duration', 'finish', 'compared', 'load_run',
+           'rebuilt', 'exported', 'stored_recipe', 'predict', 'evaluate_run', 'check_shape', 'labelled_parts',
+           'linear_run', 'export_run', 'parameters_of', 'without_paths']
 
 # %% ../nbs/foundations/13_train.ipynb #4ea4f0ca
 import contextlib
@@ -25,10 +25,10 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .bench import estimate, peak_memory_mb
-from .core import DeepClustError, check_k, pick_device, to_numpy
+from .core import DeepClustError, check_k, generator, pick_device, to_numpy
 from .data import ImageSet, limited, load_data, placed
 from deepclust_nb.engine import (
     Method,
@@ -43,11 +43,20 @@ from deepclust_nb.engine import (
 )
 from .export import backbone_in, halved, read_by, read_weights, write_weights
 from .gallery import write_gallery
+from .linear import linear_evaluation
 from .methods import byol, digpro, frozen, lsdc, mmdc, ncc, pretext, scl
 from .metrics import confusion, correct, kmeans_score, linear_probe, pixels
 from .named import DATASETS
-from .processes import joint_norms, sharing
-from .recipes import Card, Recipe, with_epochs, with_settings
+from .processes import joint_norms, sharing, world
+from deepclust_nb.recipes import (
+    Card,
+    Recipe,
+    augmentation,
+    blank,
+    blank_set,
+    with_epochs,
+    with_settings,
+)
 from .runs import RunFolder, atomic_write, write_json
 from .speed import not_compiled, out_of_memory, usual_speed
 from .start import start_from
@@ -161,9 +170,9 @@ def stored_side(
     name = str(source)
     if name not in DATASETS or DATASETS[name].source != "folder":
         return None
-    blank = blank_set(name)
-    seen = with_settings(METHODS[method].recipe(blank, profile), changes).size
-    return seen if seen and seen > blank.shape[1] else None
+    nothing = blank_set(name)
+    seen = with_settings(METHODS[method].recipe(nothing, profile), changes).size
+    return seen if seen and seen > nothing.shape[1] else None
 
 # %% ../nbs/foundations/13_train.ipynb #20c39f5d
 def settled(
@@ -205,7 +214,7 @@ def pretrained(
     method = plan.recipe.init
     recipe = METHODS[method].recipe(plan.data, plan.profile)
     same = ("backbone", "width", "stem", "shortcut", "size", "crops", "mean", "std", "sobel")
-    same += ("precision", "channels_last", "compile")
+    same += ("middle", "precision", "channels_last", "compile")
     recipe = replace(recipe, **{name: getattr(plan.recipe, name) for name in same})
     train(replace(plan, method=method, recipe=recipe), out / "init", **options)
     return out / "init"
@@ -250,6 +259,11 @@ def about_data(data: ImageSet) -> dict[str, Any]:
     return {"data": data.title, "split": data.split or None, "n": len(data)}
 
 
+def has_joint_norms(method: Method) -> bool:
+    "Whether batch-norms saw the rows of all processes, as recipes for many GPUs ask for."
+    return any(isinstance(part, nn.SyncBatchNorm) for part in method.modules())
+
+
 def summary_of(
     plan: Plan,
     run: Run,
@@ -264,6 +278,7 @@ def summary_of(
     asked |= {"profile": plan.profile, "seed": plan.seed, "epochs": run.epoch}
     cost = {"seconds": run.seconds, "images_per_second": run.images / max(run.train_seconds, 1e-9)}
     cost |= {"peak_memory_mb": peak_memory_mb(plan.device), "device": str(plan.device)}
+    cost |= {"processes": world(), "joint_norms": has_joint_norms(run.method)}
     baseline = {"baseline": pixel_baseline(plan.data, plan.k), "start": start}
     return rounded(asked | found | baseline | {"stages": stages} | cost | surroundings())
 
@@ -530,21 +545,6 @@ def stored_recipe(config: dict) -> Recipe:
     return replace(base, **{name: as_tuple(value) for name, value in config["recipe"].items()})
 
 
-def blank_set(
-    name: str,  # One of DATASETS
-) -> ImageSet:
-    "A set known by name, without a single pixel in memory; nothing is read."
-    info = DATASETS[name]
-    return blank({"data": {"title": name, "n": info.n, "shape": info.square}})
-
-
-def blank(config: dict) -> ImageSet:
-    "A set of the right shape without a single pixel in memory."
-    data = config["data"]
-    x = torch.zeros(1, 1, 1, 1, dtype=torch.uint8).expand(data["n"], *data["shape"])
-    return ImageSet(x, title=data["title"])
-
-
 def predict(
     method: Method,
     images: ImageSet,  # Of the shape that the method was trained on
@@ -561,10 +561,7 @@ def evaluate_run(
 ) -> dict[str, Any]:
     "Figures of a stored run on labelled images."
     method, config = load_run(folder, device)
-    if list(data.shape) != config["data"]["shape"]:
-        raise DeepClustError(
-            f"{data.title}: images {data.shape}, the run knows {config['data']['shape']}"
-        )
+    check_shape(data, config)
     data = placed(data, method.t.device)
     found = about_data(data) | figures_of(*assignments(method, data), data.y, config["k"])
     if probe and data.y is not None:
@@ -573,6 +570,50 @@ def evaluate_run(
         found |= {f"features_kmeans_{name}": value for name, value in by_kmeans.items()}
         found["features_linear_acc"] = linear_probe(h, data.y)
     return rounded(found)
+
+
+def check_shape(data: ImageSet, config: dict) -> None:
+    "Refuse images of another shape than those of the training."
+    if list(data.shape) != config["data"]["shape"]:
+        raise DeepClustError(
+            f"{data.title}: images {data.shape}, the run knows {config['data']['shape']}"
+        )
+
+# %% ../nbs/foundations/13_train.ipynb #bda0946d
+def labelled_parts(
+    source: str | Path,  # What `load_data` takes
+    size: int,  # Side of the images, px
+    root: str | Path | None = None,  # Folder that holds the named sets
+    limit: int | None = None,  # Use so many images of each part only
+) -> tuple[ImageSet, ImageSet]:
+    "Images for a linear classifier to learn from, and others to test it on."
+    info = DATASETS.get(str(source))
+    if info is not None and "test" in info.parts:
+        parts = [load_data(source, size, root, split=split) for split in ("train", "test")]
+        return tuple(limited(part, limit) for part in parts)
+    data = limited(load_data(source, size, root), limit)
+    order = torch.randperm(len(data), generator=generator("halves"))
+    return tuple(data.subset(half) for half in order.tensor_split(2))
+
+
+def linear_run(
+    folder: str | Path,  # A run, or an exported file
+    train: ImageSet,  # Learned from, with labels
+    test: ImageSet,  # Measured on, with labels
+    device: str = "auto",
+    epochs: int = 100,  # Of the classifiers
+    progress: bool = True,  # Show a bar
+) -> dict[str, Any]:
+    "What linear classifiers read off the backbone of a stored run; labels measure, nothing else."
+    method, config = load_run(folder, device)
+    for data in (train, test):
+        check_shape(data, config)
+    where, still = method.t.device, {"jitter": 0.0, "grey": 0.0, "blur": 0.0, "solarise": 0.0}
+    crops = augmentation(replace(stored_recipe(config), **still))  # and flips, where there are any
+    options = {"epochs": epochs, "speed": usual_speed(where), "progress": progress}
+    options["folder"] = RunFolder(Path(folder) / "linear") if Path(folder).is_dir() else None
+    parts = train.to(where), test.to(where)
+    return rounded(linear_evaluation(method.net, method.view, crops, *parts, **options))
 
 # %% ../nbs/foundations/13_train.ipynb #75768fc6
 def export_run(

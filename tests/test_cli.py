@@ -13,12 +13,12 @@ FILES = "config.json metrics.jsonl summary.json checkpoint.pt assignments.csv ga
 FIGURES = "clusters.png sizes.png curves.png maps.png".split()
 SUMMARY = set(
     "method data split n k seed epochs acc nmi ari baseline seconds images_per_second peak_memory_mb"
-    " device threads versions".split()
+    " device processes joint_norms threads versions".split()
 )
 OPTIONS = {
     "train": "--data --k --profile --epochs --stop-after --seed --seeds --size --backbone --device"
     " --data-root --split --out --resume --overwrite --init --set --limit --precision --channels-last --compile",
-    "evaluate": "--data --split --probe --device --data-root",
+    "evaluate": "--data --split --probe --linear --linear-epochs --device --data-root",
     "predict": "--out --device",
     "methods": "--data --profile --data-root",
     "data": "--size --data-root",
@@ -251,6 +251,25 @@ def test_evaluate_on_other_images_with_a_probe(deepclust, trained):
     found = json.loads(done.out)
     assert found["features_linear_acc"] > 0.5
     assert {"features_kmeans_acc", "features_kmeans_nmi", "features_kmeans_ari"} <= found.keys()
+
+
+def test_a_linear_classifier_learns_from_one_part_and_is_tested_on_another(deepclust, trained):
+    said, run = trained
+    before = (run / "checkpoint.pt").read_bytes()
+    done = deepclust("evaluate", run, "--linear", "--linear-epochs", 3)
+    assert done.code == 0, done.crash or done.err
+    found = json.loads(done.out)
+    assert (found["linear_train"], found["linear_test"]) == (90, 100)  # a tenth chose the rate
+    assert found["linear_acc"] > 0.3 and found["linear_acc"] in found["linear_each_rate"].values()
+    assert found["acc"] == pytest.approx(read(run, "summary.json")["acc"], abs=1e-4)
+    again = deepclust("evaluate", run, "--linear", "--linear-epochs", 3)
+    assert json.loads(again.out) == found and (run / "linear" / "checkpoint.pt").exists()
+    assert (run / "checkpoint.pt").read_bytes() == before
+
+
+def test_a_linear_classifier_needs_labels(deepclust, photo_run):
+    done = deepclust("evaluate", photo_run, "--linear")
+    assert done.code == 2 and "linear" in done.last and "labels" in done.last
 
 
 def test_evaluate_without_labels_gives_what_needs_none(deepclust, photo_run):

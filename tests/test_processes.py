@@ -56,6 +56,8 @@ def test_a_run_of_two_processes_is_one_run(tmp_path):
     assert said.count("run folder") == 1 and sorted(p.name for p in tmp_path.iterdir()) == ["run"]
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["processes"] == 2 and summary["joint_norms"] is False  # norms join on GPUs
     call(*ALONE, *args, "--resume", cwd=tmp_path)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["epochs"] == 3 and summary["acc"] > 0.1

@@ -133,12 +133,15 @@ def info_nce(
 # %% ../../nbs/methods/05_pretext.ipynb #035ee708
 def two_views(
     augment: Augment,  # Applied twice, with numbers of its own each time
+    other: Augment | None = None,  # For the second view, where it is drawn differently (BYOL)
 ) -> Callable:  # views(x, idx, draws) -> {'views': (2B,C,H,W)}
     "Views of the instance task: one of each image, then another of each (arXiv:1904.03436)."
+    both = (augment, other or augment)
+    columns = [one.columns for one in both]
 
     def views(x: Tensor, idx: Tensor, draws) -> dict[str, Tensor]:
-        u = draws.uniform("views", 2 * augment.columns, x)[idx]  # (B, 2 columns)
-        return {"views": torch.cat([augment(x, own) for own in u.chunk(2, dim=1)])}
+        u = draws.uniform("views", sum(columns), x)[idx]  # (B, columns of both)
+        return {"views": torch.cat([one(x, own) for one, own in zip(both, u.split(columns, 1))])}
 
     return views
 
