@@ -170,7 +170,7 @@ def trust_ratio(
     "By how much a layer's gradient is scaled (LARS, arXiv:1708.03888, eq. 6)."
     length, slope = w.norm(), change.norm()
     moves = (length > 0) & (slope > 0)
-    return torch.where(moves, trust * length / slope.clamp(min=1e-30), 1.0)
+    return torch.where(moves, trust * length / slope, 1.0)
 
 
 OPTIMISERS = {"sgd": sgd, "lars": LARS}
