@@ -509,9 +509,9 @@ def rebuilt(
     try:
         make, recipe = METHODS[config["method"]].build, stored_recipe(config)
         return make(recipe, blank(config), config["k"], config["seed"])[0]
-    except (KeyError, TypeError) as error:
+    except Exception as error:  # whatever a value that no run has may break
         raise DeepClustError(
-            f"{source}: made by another version of deepclust_nb ({error})"
+            f"{source}: made by another version of deepclust_nb, or damaged ({error})"
         ) from None
 
 
