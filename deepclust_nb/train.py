@@ -6,9 +6,9 @@
 __all__ = ['METHODS', 'Plan', 'as_json', 'surroundings', 'make_plan', 'settled', 'where_from', 'limited', 'build',
            'stored_weights', 'start_from', 'pretrained', 'pixel_baseline', 'note_start', 'start_of', 'rounded',
            'about_data', 'summary_of', 'save_figure', 'map_captions', 'curves_of', 'save_figures', 'confusion_of',
-           'train', 'advised', 'advice', 'epochs_left', 'announce', 'duration', 'finish', 'compared', 'load_run',
-           'rebuilt', 'exported', 'stored_config', 'stored_recipe', 'blank_set', 'blank', 'predict', 'evaluate_run',
-           'export_run', 'parameters_of', 'without_paths']
+           'train', 'advised', 'reason', 'advice', 'epochs_left', 'announce', 'duration', 'finish', 'compared',
+           'load_run', 'rebuilt', 'exported', 'stored_config', 'stored_recipe', 'blank_set', 'blank', 'predict',
+           'evaluate_run', 'export_run', 'parameters_of', 'without_paths']
 
 # %% ../nbs/foundations/13_train.ipynb #4ea4f0ca
 import contextlib
@@ -28,7 +28,14 @@ import torch
 from torch import Tensor
 
 from .bench import estimate, peak_memory_mb
-from .core import DeepClustError, check_k, generator, pick_device, to_numpy
+from deepclust_nb.core import (
+    DeepClustError,
+    NotFinite,
+    check_k,
+    generator,
+    pick_device,
+    to_numpy,
+)
 from .data import ImageSet, load_data
 from deepclust_nb.engine import (
     Method,
@@ -46,9 +53,9 @@ from .gallery import write_gallery
 from .methods import byol, digpro, lsdc, mmdc, ncc, pretext, scl
 from .metrics import confusion, correct, kmeans_score, linear_probe, pixels
 from .named import DATASETS
-from .processes import joint_norms, sharing
+from .processes import Stopped, joint_norms, lost, shared_folder, sharing, why_ended
 from .recipes import Card, Recipe, with_epochs, with_settings
-from .runs import RunFolder, atomic_write, write_json
+from .runs import GO_ON, RunFolder, atomic_write, write_json
 from .speed import not_compiled, out_of_memory, usual_speed
 from .viz import plot_confusion, plot_curves, plot_maps, plot_sizes, show_clusters
 
@@ -353,6 +360,9 @@ def train(
     method, views = build(plan)  # before anything is written: a setting may be refused here
     if plan.device.type == "cuda":
         joint_norms(method)
+    mended = folder.mend() if resume else None
+    if mended:
+        say(mended)
     fresh, init = not (resume and folder.checkpoint_file.exists()), plan.recipe.init
     if fresh and init not in ("random", *METHODS):
         start_from(method, init)
@@ -362,7 +372,7 @@ def train(
         start_from(method, pretrained(plan, folder.path, **options))
     options = {"resume": resume, "on_epoch": on_epoch, "progress": progress}
     settings = plan.recipe.fit_settings() | {"seed": plan.seed, "stop_after": stop_after}
-    with advised(plan, method):
+    with advised(plan, method, folder):
         if fresh and init != "random":
             note_start(plan, method, folder)
         announce(plan, method, views, say, epochs_left(plan, folder, stop_after))
@@ -371,16 +381,33 @@ def train(
 
 # %% ../nbs/foundations/13_train.ipynb #9c6f52a9
 @contextlib.contextmanager
-def advised(plan: Plan, method: Method) -> Iterator[None]:
-    "Within the block, an error of the machine ends in a line that says what to do."
+def advised(plan: Plan, method: Method, folder: RunFolder) -> Iterator[None]:
+    "Within the block, what ends a run ends it in a line that says what is kept and how to go on."
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
-        line = advice(error, plan.recipe, method.splits)
+    except (DeepClustError, RuntimeError, MemoryError, Stopped) as error:
+        line, further = reason(error, plan.recipe, method.splits)
         if line is None:
             raise
-        kept = "the last finished epoch, if there was one, is kept"
-        raise DeepClustError(f"{line}; {kept}") from error
+        whole = RunFolder(shared_folder(folder.path))
+        kept = f"{line}; {whole.kept()} in {whole.path}"
+        raise DeepClustError(f"{kept}; {further}" if further else kept) from error
+
+
+def reason(
+    error: BaseException,
+    recipe: Recipe,
+    splits: bool,  # Whether a batch may be cut
+) -> tuple[str | None, str]:  # None: not for the user; how to go on, '' for not at all
+    "Why a run has ended, and how it goes on."
+    if isinstance(error, NotFinite):
+        low = recipe.precision == "bf16"
+        return str(error), f"{GO_ON} --precision float32, or begin anew" if low else ""
+    if isinstance(error, DeepClustError):  # a disk that is full, or may not be written
+        return (str(error) if isinstance(error.__cause__, OSError) else None), GO_ON
+    if isinstance(error, Stopped) or lost(error):
+        return why_ended(error), GO_ON
+    return advice(error, recipe, splits), GO_ON
 
 
 def advice(
