@@ -228,7 +228,7 @@ def shared_folder(
     path: Path,  # A run folder, or this process's copy of one, or inside
 ) -> Path:
     "Where process 0 writes what this process has a copy of."
-    for copy, out in COPIES.items():
-        if path.is_relative_to(copy):
-            return out / path.relative_to(copy)
+    for mine, out in COPIES.items():
+        if path.is_relative_to(mine):
+            return out / path.relative_to(mine)
     return path
