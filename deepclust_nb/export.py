@@ -165,7 +165,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict]:  # weights, desc
         ) from None
     return state, about
 
-
+# %% ../nbs/foundations/07_export.ipynb #7f4a1c6d
 def description(path: Path) -> dict:
     "What is written beside exported weights."
     beside = described(path)

@@ -47,7 +47,10 @@ def atomic_write(
         raise
 
 
-def name_too(path: Path, other: Path) -> None:
+def name_too(
+    path: Path,
+    other: Path,  # Replaced, if it is there
+) -> None:
     "A second name for a file; a copy only where the file system knows no links."
     other.unlink(missing_ok=True)
     try:
@@ -55,7 +58,7 @@ def name_too(path: Path, other: Path) -> None:
     except OSError:
         shutil.copyfile(path, other)
 
-
+# %% ../nbs/foundations/07_runs.ipynb #d6581daf
 def write_error(path: Path, error: OSError) -> DeepClustError:
     "What the user is told when a file cannot be written."
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -141,7 +144,9 @@ def read_checkpoint(file: Path) -> dict:
         ) from error
 
 
-def epoch_in(file: Path) -> int | None:
+def epoch_in(
+    file: Path,  # A checkpoint, or none
+) -> int | None:
     "The epoch after which a checkpoint was written; None where no whole one is."
     try:
         return read_checkpoint(file)["epoch"]

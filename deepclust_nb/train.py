@@ -460,7 +460,7 @@ def advice(
         "--set width=... or --size"
     )
 
-
+# %% ../nbs/foundations/13_train.ipynb #68dd4294
 def epochs_left(plan: Plan, folder: RunFolder, stop_after: int | None) -> tuple[int, int]:  # of
     "How many epochs will be trained now, and how many the whole run has; `stop_after` may cut it."
     total = sum(epochs for _, epochs in plan.recipe.stages())
