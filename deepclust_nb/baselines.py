@@ -23,7 +23,7 @@ from .bench import peak_memory_mb
 from .core import check_k
 from .data import ImageSet
 from .metrics import mass_entropy, pixels, score, sizes
-from .train import limited, rounded, surroundings
+from .train import hardware, limited, rounded, surroundings
 
 # %% ../nbs/foundations/16_baselines.ipynb #f018685c
 Pixels = Float[np.ndarray, "N D"]
@@ -125,7 +125,8 @@ def one_classical(
         "clusters_used": int((sizes(assign, k) > 0).sum()),
     }
     cost = {"seconds": seconds, "images_per_second": len(some) / seconds, "device": "cpu"}
-    cost |= {"peak_memory_mb": peak_memory_mb(some.x.device)}
+    cost |= {"peak_memory_mb": peak_memory_mb(some.x.device), "device_hours": seconds / 3600}
+    cost |= {"hardware": hardware(some.x.device)}
     return rounded(asked | score(some.y, assign) | found | cost | surroundings())
 
 

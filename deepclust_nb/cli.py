@@ -6,10 +6,11 @@
 __all__ = ['EXAMPLES', 'DATA', 'SPLIT', 'ROOT', 'DOWNLOAD', 'DEVICE', 'PROFILE', 'SET', 'RECIPE', 'SPEED', 'READING', 'cli',
            'seeds_of', 'settings_of', 'options', 'with_switches', 'train', 'train_each', 'keep_apart', 'spread',
            'evaluate', 'predict', 'refine', 'export', 'methods', 'data', 'about_named', 'bench', 'bench_plan',
-           'measured', 'bench_table', 'main', 'fail']
+           'measured', 'bench_table', 'main', 'in_full', 'fail']
 
 # %% ../nbs/foundations/14_cli.ipynb #981f4689
 import json
+import shlex
 import statistics
 import sys
 from dataclasses import replace
@@ -234,7 +235,7 @@ def train(
     The folder holds the assignment of every image (assignments.csv), a page to look at
     (gallery.html), figures, the result in numbers (summary.json) and a checkpoint.
     """
-    from deepclust_nb.processes import first_alone, join
+    from deepclust_nb.processes import ends_in_order, first_alone, join
 
     asked["device"] = join(asked["device"])
     settings = with_switches(settings, asked)
@@ -248,7 +249,7 @@ def train(
     how = {"resume": resume, "overwrite": overwrite, "stop_after": stop_after}
     how |= {"progress": not quiet and sys.stderr.isatty()}
     asked |= {"method": method, "source": source, "settings": settings}
-    with first_alone(out) as mine:
+    with ends_in_order(), first_alone(out) as mine:
         if seeds:
             folders = {s: mine / f"seed{s}" for s in seeds}
             click.echo(spread(train_each(folders, asked, how)))
@@ -629,7 +630,19 @@ def main(args: list[str] | None = None) -> None:  # Ends the process
 
         if not isinstance(error, DeepClustError):
             raise
-        fail(str(error))
+        fail(in_full(str(error), sys.argv[1:] if args is None else args))
+
+
+def in_full(
+    message: str,  # That may say how to go on
+    words: list[str],  # Of the command
+) -> str:
+    "The message with the whole command that goes on, where it says that one can."
+    from deepclust_nb.runs import GO_ON
+
+    rest = [word for word in words if word not in ("--resume", "--overwrite")]
+    whole = f"go on with: deepclust {shlex.join(rest)} --resume"
+    return message.replace(GO_ON, whole) if words[:1] == ["train"] else message
 
 
 def fail(

@@ -341,8 +341,8 @@ def refuse_nan(means: dict[str, float], epoch: int) -> None:
     bad = [name for name, value in means.items() if not math.isfinite(value)]
     if bad:
         raise NotFinite(
-            f"{', '.join(bad)} not finite in epoch {epoch + 1}: lower the learning rate "
-            "(--set lr=...); the last good checkpoint, if there was one, is kept"
+            f"{', '.join(bad)} not finite in epoch {epoch + 1}: "
+            "lower the learning rate (--set lr=...)"
         )
 
 

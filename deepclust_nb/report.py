@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Ways', 'check_parameters', 'with_labels', 'about_images', 'show_sample', 'paper_recipe', 'recipe_changes',
            'about_plan', 'parameters', 'assignment_rows', 'ways', 'ways_table', 'plot_ways', 'rival_plan',
-           'ways_of_runs', 'side_by_side', 'recorded', 'figure_of', 'plot_recorded', 'claims', 'device_hours',
-           'median_and_range', 'commonest', 'show_cases', 'show_mistakes', 'pair_figures', 'share_of']
+           'ways_of_runs', 'side_by_side', 'recorded', 'figure_of', 'plot_recorded', 'claims', 'median_and_range',
+           'commonest', 'show_cases', 'show_mistakes', 'pair_figures', 'share_of']
 
 # %% ../nbs/foundations/15_report.ipynb #fa78af93
 import csv
@@ -276,14 +276,6 @@ def claims(
     "Everything that was recorded."
     files = sorted(Path(folder).glob("*.json"))
     return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
-
-
-def device_hours(
-    record: dict,  # Of a run, as in `results/`
-) -> float:
-    "Hours of one device, those of the start included."
-    start = (record.get("start") or {}).get("seconds") or 0
-    return (record["seconds"] + start) * record.get("processes", 1) / 3600
 
 
 def median_and_range(

@@ -63,6 +63,32 @@ def test_figures_agree(file):
         assert record["epochs"] == sum(stages)
 
 
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_hours_and_hardware_agree(file):
+    "Records from before these were kept have neither; where they stand they say what the rest says."
+    for record in json.loads(file.read_text())["records"]:
+        start = (record.get("start") or {}).get("seconds") or 0
+        hours = (record["seconds"] + start) * record.get("processes", 1) / 3600
+        assert record.get("device_hours", hours) == pytest.approx(hours, abs=1e-4)
+        there = record.get("hardware", {"gpu": record["device"], "cores": record["cores"]})
+        assert there["cores"] == record["cores"]
+        assert record["device"] == "cpu" or there["gpu"]
+        asked = record.get("recipe", {}).get("precision") or record.get("precision")
+        assert record.get("precision") in (None, asked)
+
+
+def a_gpu(**wrong) -> dict:
+    "What a record says of a machine."
+    return {"gpu": "a GPU", "gpu_memory_mb": 8192, "cpu": "a CPU", "cores": 2} | wrong
+
+
+def test_a_record_may_say_more_than_an_old_one():
+    more = trained()
+    new = {"hardware": a_gpu(), "precision": "bf16", "processes": 2, "device_hours": 0.5}
+    more["records"][0] |= new
+    assert problems(more) == []
+
+
 def test_all_seven_were_run():
     "The names of the claims are those of the library."
     assert {r["variant"] for r in classical()["records"]} == CLASSICAL.keys()
@@ -98,6 +124,13 @@ def trained() -> dict:
         (trained, ("records", 0, "baseline"), {"acc": 0.5}),
         (trained, ("records", 0, "start"), {"acc": 0.5}),
         (trained, ("records", 0, "profile"), "classical"),
+        (trained, ("records", 0, "hardware"), {"gpu": "a GPU"}),
+        (trained, ("records", 0, "hardware"), a_gpu(cores=0)),
+        (trained, ("records", 0, "hardware"), a_gpu(gpu="")),
+        (trained, ("records", 0, "hardware"), a_gpu(price=1)),
+        (trained, ("records", 0, "precision"), "float16"),
+        (trained, ("records", 0, "processes"), 0),
+        (trained, ("records", 0, "device_hours"), -1),
         (classical, ("records", 0, "how"), ""),
         (classical, ("records", 0, "profile"), "laptop"),
     ],
