@@ -2,7 +2,7 @@
 
     python tools/imports.py [PACKAGE_FOLDER]
 
-    core < runs processes < named < data augment nets cluster memory metrics viz gallery export speed
+    core < runs processes < named < data augment nets cluster memory metrics viz gallery export speed duplicates
          < engine < recipes bench < methods < train < estimator cli report baselines
 
 A module may import from levels before its own, never from its own or a later one. Methods do not import one another,
@@ -19,7 +19,7 @@ LEVELS = [
     "core",
     "runs processes",
     "named",
-    "data augment nets cluster memory metrics viz gallery export speed",
+    "data augment nets cluster memory metrics viz gallery export speed duplicates",
     "engine",
     "recipes bench",
     "methods",
