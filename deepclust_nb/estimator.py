@@ -155,7 +155,9 @@ def square_of(
     side: int,  # px
 ) -> UInt8[np.ndarray, "H W *C"]:
     "One image as a square of pixels, as files are read."
-    image = item[0] if isinstance(item, (tuple, list)) else item
+    if not is_picture(item):
+        raise ValueError(f"{type(item).__name__}, not an image")
+    image = item[0] if isinstance(item, tuple) else item
     if not isinstance(image, Image.Image):
         pixels = as_bytes(channels_last(image[None])[0])
         image = Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
@@ -179,7 +181,7 @@ def side_of(
     item: Any,  # As in `square_of`
 ) -> int:  # px
     "The shorter side of an image."
-    image = item[0] if isinstance(item, (tuple, list)) else item
+    image = item[0] if isinstance(item, tuple) else item
     if isinstance(image, Image.Image):
         return min(image.size)
     return min(channels_last(image[None]).shape[1:3])
