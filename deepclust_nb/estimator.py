@@ -89,7 +89,7 @@ def axes_of(
 ) -> int:  # 2 for lists of different lengths, which are no images either
     "How many axes an array has."
     try:
-        return X.ndim if hasattr(X, "ndim") else np.ndim(X)
+        return X.ndim if hasattr(X, "ndim") else np.asarray(X).ndim
     except ValueError:
         return 2
 

@@ -5,6 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
+import sklearn
 import torch
 from PIL import Image
 from sklearn.base import clone
@@ -12,6 +13,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import make_pipeline
+from sklearn.utils import parse_version
 
 from conftest import DEVICE
 from deepclust_nb.core import DeepClustError
@@ -43,15 +45,19 @@ def test_checks_of_sklearn(estimator, check):
         check(estimator)
 
 
-def test_no_check_was_left_out(monkeypatch):
+@pytest.mark.skipif(parse_version(sklearn.__version__) < parse_version("1.7"), reason="no list")
+def test_no_check_was_left_out():
     "scikit-learn skips checks of input that it cannot make; of tables there must be none."
     found = estimator_checks.check_estimator(
-        DeepCluster(n_clusters=3, **QUIET), on_skip=None, on_fail=None
+        DeepCluster(n_clusters=3, **QUIET),
+        on_skip=None,
+        on_fail=None,
+        expected_failed_checks=EXPECTED,
     )
     states = {result["status"] for result in found}
     skipped = {result["check_name"] for result in found if result["status"] == "skipped"}
     assert "failed" not in states and len(found) > 40
-    assert skipped <= {"check_array_api_input", "check_f_contiguous_array_estimator"}, skipped
+    assert skipped <= {"check_array_api_input"}, skipped  # of arrays of other libraries
 
 
 # Images
@@ -104,7 +110,7 @@ def test_a_start_that_is_trained_first_leaves_nothing(digits8, tmp_path, monkeyp
 
 def test_nothing_is_left_when_training_fails(digits8, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    model = tiny(settings=TINY | {"lr": 1e30})
+    model = tiny(epochs=3, settings=TINY | {"lr": 1e30})
     with pytest.raises(DeepClustError, match="not finite"):
         model.fit(digits8[0])
     assert not list(tmp_path.iterdir()) and not hasattr(model, "labels_")
