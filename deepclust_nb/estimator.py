@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SAMPLE', 'READERS', 'TAU', 'KEPT', 'is_picture', 'is_table', 'axes_of', 'kind_of', 'as_bytes', 'channels_last',
            'Given', 'square_of', 'tried', 'side_of', 'from_items', 'from_files', 'from_place', 'from_pixels',
-           'from_set', 'as_shape', 'read', 'warn_of', 'rows_of', 'RowClusters', 'cluster_rows', 'check_clusters',
-           'own_draws', 'bare', 'complete', 'silent', 'trained', 'placed', 'labels_of', 'ImageClusters', 'on_cpu',
-           'seed_of', 'fit_rows', 'fit_images', 'DeepCluster', 'asked_of', 'loaded']
+           'from_set', 'as_shape', 'read', 'readable', 'warn_of', 'rows_of', 'RowClusters', 'cluster_rows',
+           'check_clusters', 'own_draws', 'bare', 'complete', 'silent', 'aloud', 'trained', 'placed', 'labels_of',
+           'ImageClusters', 'on_cpu', 'seed_of', 'fit_rows', 'fit_images', 'DeepCluster', 'asked_of', 'loaded']
 
 # %% ../nbs/foundations/17_estimator.ipynb #a593086c
 import contextlib
@@ -293,14 +293,18 @@ def read(
     return given._replace(data=as_shape(data, shape or (data.shape[0], side, side)))
 
 
+def readable(text: str) -> str:
+    "The text with whatever no stream takes escaped."
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def warn_of(given: Given) -> Given:  # Itself
     "Say which images could not be read."
     skipped = given.data.skipped
     if skipped:
-        text = (
-            f"{len(skipped)} of {len(given.kept)} images cannot be read; their label is -1 (first: "
-        )
-        warnings.warn(f"{text}{': '.join(skipped[0])})", stacklevel=2)
+        first = readable(": ".join(skipped[0]))
+        text = f"{len(skipped)} of {len(given.kept)} images cannot be read; their label is -1"
+        warnings.warn(f"{text} (first: {first})", stacklevel=2)
     return given
 
 # %% ../nbs/foundations/17_estimator.ipynb #a2df001b
@@ -391,13 +395,18 @@ def silent(line: str) -> None:
     "What would have been said."
 
 
+def aloud(line: str) -> None:
+    "Print a line, which may hold a file name that is no text."
+    print(readable(line))
+
+
 def trained(
     plan: Plan,
     out: str | PathLike | None = None,  # Run folder; None keeps none
     progress: bool = True,  # Show a bar, and say what happens
 ) -> tuple[Plan, Run]:  # As it was carried out
     "A run from start to end."
-    options = {"progress": progress, "say": print if progress else silent}
+    options = {"progress": progress, "say": aloud if progress else silent}
     with own_draws(plan.device):
         if out is not None:
             return train(plan, out, after=complete, **options)

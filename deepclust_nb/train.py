@@ -7,8 +7,8 @@ __all__ = ['METHODS', 'Plan', 'as_json', 'surroundings', 'make_plan', 'settled',
            'stored_weights', 'start_from', 'pretrained', 'pixel_baseline', 'note_start', 'start_of', 'rounded',
            'about_data', 'summary_of', 'save_figure', 'map_captions', 'curves_of', 'save_figures', 'confusion_of',
            'train', 'advised', 'advice', 'epochs_left', 'announce', 'duration', 'finish', 'compared', 'load_run',
-           'rebuilt', 'exported', 'stored_config', 'stored_recipe', 'blank_set', 'blank', 'predict', 'evaluate_run',
-           'export_run', 'export_method', 'parameters_of', 'without_paths']
+           'rebuilt', 'exported', 'stored_config', 'stored_recipe', 'as_tuple', 'blank_set', 'blank', 'predict',
+           'evaluate_run', 'export_run', 'export_method', 'parameters_of', 'without_paths']
 
 # %% ../nbs/foundations/13_train.ipynb #4ea4f0ca
 import contextlib
@@ -543,8 +543,12 @@ def stored_config(
 def stored_recipe(config: dict) -> Recipe:
     "The recipe that a configuration holds."
     base = METHODS[config["method"]].recipe(blank(config), config["profile"])
-    as_tuple = lambda v: tuple(as_tuple(x) for x in v) if isinstance(v, list) else v
     return replace(base, **{name: as_tuple(value) for name, value in config["recipe"].items()})
+
+
+def as_tuple(value: Any) -> Any:
+    "What `as_json` made of tuples, undone."
+    return tuple(as_tuple(v) for v in value) if isinstance(value, list) else value
 
 
 def blank_set(
