@@ -14,7 +14,7 @@ import contextlib
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from numbers import Integral
 from os import PathLike
 from pathlib import Path
@@ -58,6 +58,7 @@ from deepclust_nb.train import (
     METHODS,
     Plan,
     as_json,
+    as_tuple,
     export_method,
     finish,
     load_run,
@@ -251,7 +252,7 @@ def from_pixels(
 
 
 def from_set(
-    X: ImageSet,
+    X: ImageSet,  # As it is
     side: int | None,  # Of no effect: resized afterwards
 ) -> Given:
     "Images that the library has read."
@@ -392,11 +393,11 @@ def complete(plan: Plan, run: Run, folder: RunFolder, say: Callable) -> tuple[Pl
 
 
 def silent(line: str) -> None:
-    "What would have been said."
+    "Say nothing of the `line`."
 
 
 def aloud(line: str) -> None:
-    "Print a line, which may hold a file name that is no text."
+    "Print a `line`, which may hold a file name that is no text."
     print(readable(line))
 
 
@@ -497,7 +498,7 @@ def seed_of(
 
 
 def fit_rows(
-    model: "DeepCluster",  # As it was set
+    model: BaseEstimator,  # A DeepCluster, as it was set
     X: Any,  # Embeddings
     seed: int,
 ) -> dict[str, Any]:  # What is known after `fit`
@@ -512,7 +513,7 @@ def fit_rows(
 
 
 def fit_images(
-    model: "DeepCluster",  # As it was set
+    model: BaseEstimator,  # A DeepCluster, as it was set
     X: Any,  # Images
     seed: int,
 ) -> dict[str, Any]:  # What is known after `fit`
@@ -537,7 +538,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
     def __init__(
         self,
         method: str = "ncc",  # mmdc, lsdc, scl, byol, ncc, digpro, ...; see `METHODS`
-        n_clusters: int = 10,
+        n_clusters: int = 10,  # Clusters to look for
         *,
         profile: str = "laptop",  # How much work: 'ci', 'laptop', 'gpu' or 'full'
         random_state: Any = 0,  # Seed, None for another result each time, or a generator
@@ -626,8 +627,8 @@ def loaded(
         "random_state": config["seed"],
     }
     known = {n: v for n, v in params.items() if n in kind._get_param_names()}
-    for name, value in (known.get("settings") or {}).items():
-        known["settings"][name] = tuple(value) if isinstance(value, list) else value
+    if known.get("settings"):
+        known["settings"] = {n: as_tuple(v) for n, v in known["settings"].items()}
     model = kind(**known)
     if config["method"] == "embeddings":
         model.model_ = RowClusters(weights["centres"])
