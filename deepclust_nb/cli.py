@@ -608,6 +608,9 @@ def bench_table(
 # %% ../nbs/foundations/14_cli.ipynb #9bc47470
 def main(args: list[str] | None = None) -> None:  # Ends the process
     "The `deepclust` command."
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a file name may be no text
+            stream.reconfigure(errors="backslashreplace")
     try:
         sys.exit(cli.main(args, prog_name="deepclust", standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as error:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DIGITS', 'CIFAR20', 'LAND_USE', 'SIRI', 'IMAGENET10', 'DOGS', 'FETCHED', 'IMAGENET', 'DATASETS', 'DATA_ROOT',
-           'ENDINGS', 'LIST', 'DatasetInfo', 'words', 'which_split', 'find_images', 'Found', 'digits_arrays',
+           'ENDINGS', 'LIST', 'DatasetInfo', 'words', 'which_split', 'endless', 'find_images', 'Found', 'digits_arrays',
            'superclasses', 'torchvision_arrays', 'trouble', 'is_here', 'arrays_of', 'place_of', 'class_folders',
            'listed_files', 'part_files', 'synset_words', 'files_of', 'find_set', 'short_of', 'about_part', 'about_sets',
            'about_set']
@@ -242,6 +242,11 @@ def which_split(
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
+def endless(path: Path) -> bool:
+    "Whether this is a pipe, a socket or a device."
+    return not os.path.isfile(path) and os.path.exists(path)
+
+
 def find_images(
     folder: Path,
 ) -> tuple[list[Path], list[Path]]:  # Images, and files that are something else, each sorted
@@ -249,11 +254,11 @@ def find_images(
     seen, files = {os.path.realpath(folder)}, []
     for here, folders, names in os.walk(folder, followlinks=True):
         visible = [name for name in sorted(folders) if not name.startswith(".")]
-        real = {name: os.path.realpath(os.path.join(here, name)) for name in visible}
-        folders[:] = [name for name in visible if real[name] not in seen]
-        seen.update(real.values())
+        real = {os.path.realpath(os.path.join(here, name)): name for name in reversed(visible)}
+        folders[:] = [name for path, name in reversed(real.items()) if path not in seen]
+        seen.update(real)
         files += [Path(here, name) for name in names if not name.startswith(".")]
-    images = {path for path in files if path.suffix.lower() in ENDINGS}
+    images = {path for path in files if path.suffix.lower() in ENDINGS and not endless(path)}
     return sorted(images), sorted(set(files) - images)
 
 # %% ../nbs/foundations/01_named.ipynb #86055895

@@ -7,8 +7,9 @@ __all__ = ['METHODS', 'Plan', 'as_json', 'surroundings', 'hardware', 'make_plan'
            'pretrained', 'pixel_baseline', 'note_start', 'origin', 'start_of', 'rounded', 'about_data',
            'has_joint_norms', 'device_hours', 'summary_of', 'save_figure', 'map_captions', 'curves_of', 'save_figures',
            'confusion_of', 'train', 'advised', 'reason', 'advice', 'epochs_left', 'announce', 'duration', 'finish',
-           'compared', 'load_run', 'rebuilt', 'exported', 'stored_recipe', 'predict', 'evaluate_run', 'check_shape',
-           'labelled_parts', 'linear_run', 'export_run', 'parameters_of', 'without_paths']
+           'compared', 'load_run', 'rebuilt', 'exported', 'stored_recipe', 'as_tuple', 'predict', 'evaluate_run',
+           'check_shape', 'labelled_parts', 'linear_run', 'export_run', 'export_method', 'parameters_of',
+           'without_paths']
 
 # %% ../nbs/foundations/13_train.ipynb #4ea4f0ca
 import contextlib
@@ -388,6 +389,7 @@ def train(
     on_epoch: Callable[[Run], None] | None = None,  # Called after each epoch
     progress: bool = True,  # Show a bar
     say: Callable[[str], None] = print,  # Where lines for the reader go
+    after: Callable | None = None,  # (plan, run, folder, say) -> what is returned; None: `finish`
 ) -> dict[str, Any]:  # The summary
     "A run from start to gallery."
     folder = RunFolder(out)
@@ -413,7 +415,7 @@ def train(
             note_start(plan, method, folder)
         announce(plan, method, views, say, epochs_left(plan, folder, stop_after))
         run = fit(method, plan.data, views, folder, **options, **settings)
-        return finish(plan, run, folder, say)
+        return (after or finish)(plan, run, folder, say)
 
 # %% ../nbs/foundations/13_train.ipynb #9c6f52a9
 @contextlib.contextmanager
@@ -586,6 +588,7 @@ def rebuilt(
 def exported(path: Path) -> tuple[Method, dict]:  # method, configuration
     "The method of an exported file, good for features and scores."
     weights, about = read_weights(path)
+    weights = {n: t for n, t in weights.items() if n not in about.get("beside", ())}
     method = rebuilt(about["config"], path)
     try:
         if set(weights) != method.state_dict().keys() - set(about["left_out"]):
@@ -600,8 +603,14 @@ def exported(path: Path) -> tuple[Method, dict]:  # method, configuration
 def stored_recipe(config: dict) -> Recipe:
     "The recipe that a configuration holds."
     base = METHODS[config["method"]].recipe(blank(config), config["profile"])
-    as_tuple = lambda v: tuple(as_tuple(x) for x in v) if isinstance(v, list) else v
     return replace(base, **{name: as_tuple(value) for name, value in config["recipe"].items()})
+
+
+def as_tuple(
+    value: Any,  # Of `as_json`
+) -> Any:
+    "What `as_json` made of tuples, undone."
+    return tuple(as_tuple(v) for v in value) if isinstance(value, list) else value
 
 
 def predict(
@@ -681,17 +690,26 @@ def export_run(
 ) -> dict[str, Any]:  # The description beside it
     "Weights in half precision, with checksum, recipe and result beside them."
     method, config = load_run(folder, "cpu")
-    state, x = method.state_dict(), blank(config).x[:2].float()
-    names = read_by(method, x)
-    weights = halved({n: t for n, t in state.items() if n in names}, parameters_of(method))
     summary = Path(folder) / "summary.json"
-    about = {
-        "config": without_paths(config),
-        "result": json.loads(summary.read_text()) if summary.exists() else None,
-        "backbone": backbone_in(method, names),
-        "left_out": sorted(state.keys() - names),
-    }
-    return write_weights(Path(out), weights, about)
+    result = json.loads(summary.read_text()) if summary.exists() else None
+    return export_method(method, config, out, {"result": result})
+
+
+def export_method(
+    method: Method,  # Trained, on the CPU
+    config: dict,  # Of the run that trained it
+    out: str | Path,  # A file that ends in .pt
+    about: dict,  # Plain JSON values to write down with it
+    smaller: Callable = halved,  # (weights, names of parameters) -> what is stored of them
+    beside: dict[str, Tensor] | None = None,  # Tensors to keep that are no weights
+) -> dict[str, Any]:  # The description beside it
+    "What scores and features read of a method, with checksum and recipe."
+    state, x, beside = method.state_dict(), blank(config).x[:2].float(), beside or {}
+    names = read_by(method, x)
+    weights = smaller({n: t for n, t in state.items() if n in names}, parameters_of(method))
+    about = {"config": without_paths(config), "beside": sorted(beside)} | about
+    about |= {"backbone": backbone_in(method, names), "left_out": sorted(state.keys() - names)}
+    return write_weights(Path(out), weights | beside, about)
 
 
 def parameters_of(method: Method) -> set[str]:
