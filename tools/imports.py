@@ -20,6 +20,7 @@ LEVELS = [
     "runs processes",
     "named",
     "data augment nets cluster memory metrics viz gallery export speed",
+    "health",
     "engine",
     "recipes bench",
     "methods",

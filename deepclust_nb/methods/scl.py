@@ -9,6 +9,7 @@ __all__ = ['PICA', 'LARGE', 'PHOTOS', 'DIGITS', 'ONES', 'RECIPES', 'CARDS', 'PUB
            'moco_recipe', 'slots_of', 'build', 'build_moco']
 
 # %% ../../nbs/methods/30_scl.ipynb #19b411aa
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
@@ -300,6 +301,10 @@ class SCL(MomentumContrast):
         "Keys into the banks of their labels; the slow copy follows."
         super().update(idx, out)
         self.pseudo[idx] = out["bank"]
+
+    def uninformed(self, line: dict[str, float]) -> dict[str, float]:
+        "Uniform predictions of the classifier."
+        return {"train.cluster": math.log(self.k)}
 
     def votes(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         "What the memories say of stored images."
