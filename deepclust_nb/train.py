@@ -6,9 +6,9 @@
 __all__ = ['METHODS', 'Plan', 'as_json', 'surroundings', 'make_plan', 'settled', 'where_from', 'limited', 'build',
            'stored_weights', 'start_from', 'pretrained', 'pixel_baseline', 'note_start', 'start_of', 'rounded',
            'about_data', 'summary_of', 'save_figure', 'map_captions', 'curves_of', 'save_figures', 'confusion_of',
-           'train', 'advised', 'advice', 'epochs_left', 'announce', 'duration', 'finish', 'compared', 'load_run',
-           'rebuilt', 'exported', 'stored_config', 'stored_recipe', 'blank_set', 'blank', 'predict', 'evaluate_run',
-           'export_run', 'parameters_of', 'without_paths']
+           'train', 'advised', 'advice', 'epochs_left', 'announce', 'duration', 'judged', 'changed', 'warned', 'finish',
+           'compared', 'load_run', 'rebuilt', 'exported', 'stored_config', 'stored_recipe', 'blank_set', 'blank',
+           'predict', 'evaluate_run', 'export_run', 'parameters_of', 'without_paths']
 
 # %% ../nbs/foundations/13_train.ipynb #4ea4f0ca
 import contextlib
@@ -18,7 +18,7 @@ import json
 import math
 import platform
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +43,14 @@ from deepclust_nb.engine import (
 )
 from .export import backbone_in, halved, read_by, read_weights, write_weights
 from .gallery import write_gallery
+from .health import Course, course_of, diagnose, verdict
 from .methods import byol, digpro, lsdc, mmdc, ncc, pretext, scl
 from .metrics import confusion, correct, kmeans_score, linear_probe, pixels
 from .named import DATASETS
 from .processes import joint_norms, sharing
 from .recipes import Card, Recipe, with_epochs, with_settings
 from .runs import RunFolder, atomic_write, write_json
-from .speed import not_compiled, out_of_memory, usual_speed
+from .speed import Speed, not_compiled, out_of_memory, usual_speed
 from .viz import plot_confusion, plot_curves, plot_maps, plot_sizes, show_clusters
 
 # %% ../nbs/foundations/13_train.ipynb #bfe2fec4
@@ -360,7 +361,7 @@ def train(
     if fresh and init in METHODS:
         options = {"resume": resume, "overwrite": overwrite, "progress": progress, "say": say}
         start_from(method, pretrained(plan, folder.path, **options))
-    options = {"resume": resume, "on_epoch": on_epoch, "progress": progress}
+    options = {"resume": resume, "on_epoch": warned(plan, say, on_epoch), "progress": progress}
     settings = plan.recipe.fit_settings() | {"seed": plan.seed, "stop_after": stop_after}
     with advised(plan, method):
         if fresh and init != "random":
@@ -450,12 +451,51 @@ def duration(
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 # %% ../nbs/foundations/13_train.ipynb #5c8a6fad
+def judged(plan: Plan, run: Run) -> Course:
+    "The history of a run, ready for a diagnosis."
+    plain = run.method.uninformed(run.history[-1]) if run.history else {}
+    return course_of(run.history, plan.k, len(plan.data), plan.recipe.lr, run.epochs, plain)
+
+
+def changed(plan: Plan) -> dict[str, Any]:
+    "What the recipe has where the plan has something else; lengths and switches apart."
+    usual = METHODS[plan.method].recipe(plan.data, plan.profile)
+    names = {f.name for f in fields(usual)} - {"expects", "log_every", "accumulate", *Speed._fields}
+    names = sorted(name for name in names if not name.endswith("_epochs"))
+    return {n: getattr(usual, n) for n in names if getattr(usual, n) != getattr(plan.recipe, n)}
+
+
+def warned(
+    plan: Plan,
+    say: Callable,
+    then: Callable[[Run], None] | None,  # Also called
+) -> Callable[[Run], None]:
+    "Says a fatal diagnosis once, when it has held at two looks in a row."
+    before, said = set(), set()
+
+    def on_epoch(run: Run) -> None:
+        if "chance" in run.history[-1]:
+            fatal = {d.name: d for d in diagnose(judged(plan, run), changed(plan)) if d.fatal}
+            for name in sorted((fatal.keys() & before) - said):
+                say(f"warning in epoch {run.epoch}: {fatal[name]}")
+                said.add(name)
+            before.clear()
+            before.update(fatal)
+        if then:
+            then(run)
+
+    return on_epoch
+
+# %% ../nbs/foundations/13_train.ipynb #071750db
 def finish(plan: Plan, run: Run, folder: RunFolder, say: Callable) -> dict[str, Any]:
     "Summary, pictures and gallery of a run as it stands."
     say("k-means on pixels, to compare with, and the pictures")
     data, (assign, confidence) = plan.data, assignments(run.method, plan.data)
     found = figures_of(assign, confidence, data.y, plan.k)
-    summary = summary_of(plan, run, found, start_of(folder))
+    course = judged(plan, run)
+    trouble = diagnose(course, changed(plan))
+    health = {"found": [one._asdict() for one in trouble], "says": verdict(trouble, course)}
+    summary = summary_of(plan, run, found, start_of(folder)) | {"health": health}
     figures = save_figures(folder, data.to("cpu"), assign.cpu(), confidence.cpu(), plan.k)
     names = [data.name(i) for i in range(len(data))]
     folder.save_assignments(names, to_numpy(assign), to_numpy(confidence))
@@ -463,6 +503,8 @@ def finish(plan: Plan, run: Run, folder: RunFolder, say: Callable) -> dict[str, 
     write_gallery(page, data.x, assign, confidence, names, summary, figures, data.y, data.classes)
     write_json(folder.path / "summary.json", summary)
     say(compared(summary))
+    for line in health["says"]:
+        say(line)
     say(f"run folder {folder.path}, gallery {page}")
     return summary
 

@@ -252,7 +252,7 @@ class MMDC(Method):
 
     def uninformed(self, line: dict[str, float]) -> dict[str, float]:
         "One embedding for all: the mean of the targets."
-        q = self.cloud[self.slot]
+        q = self.cloud
         return {"train.loss": float(self.pull(unit(q.mean(0)).expand_as(q), q))}
 
     def embed(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B P"]:
