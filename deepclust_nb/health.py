@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SAMPLE', 'QUERIES', 'NEIGHBOURS', 'LIMITS', 'FAILURES', 'GROWN', 'LARGE', 'PLACES', 'sample_rows', 'neighbours',
-           'neighbour_agreement', 'chance_agreement', 'smallest_angle', 'churn', 'light', 'standard', 'health_figures',
+           'neighbour_agreement', 'chance_agreement', 'smallest_angle', 'churn', 'light', 'explained', 'health_figures',
            'Diagnosis', 'as_lr', 'Course', 'course_of', 'Limit', 'over', 'under', 'rate_too_high', 'all_in_one',
            'few_clusters', 'to_a_point', 'to_few_dimensions', 'still', 'few_steps', 'knows_nothing', 'too_many',
            'cut_across', 'by_light', 'unsettled', 'Failure', 'slower', 'faster', 'longer', 'fewer', 'fresh_start',
@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .core import NotFinite, as_float, unit
+from .core import NotFinite, as_float, to_numpy, unit
 from deepclust_nb.metrics import (
     Labels,
     Rows,
@@ -119,11 +119,14 @@ def light(
     return torch.stack([grey.mean((1, 2)), grey.std((1, 2), correction=0), across, down], 1)
 
 
-def standard(
-    rows: Float[Tensor, "N D"],
-) -> Float[Tensor, "N D"]:  # A column that does not vary becomes 0
-    "Columns of mean 0 and spread 1."
-    return (rows - rows.mean(0)) / rows.std(0, correction=0).clamp_min(1e-6)
+def explained(
+    numbers: Float[Tensor, "N F"],  # Something known of each image
+    assign: Labels,  # Cluster of each
+) -> Float[np.ndarray, " F"]:  # In [0,1]; 0 for a number that does not vary
+    "Share of the variance of each number that lies between the clusters (correlation ratio)."
+    means, own = cluster_means(numbers, assign)
+    between, total = means[own].var(0), to_numpy(numbers).astype(np.float64).var(0)
+    return between / total.clip(1e-12)
 
 # %% ../nbs/foundations/06_health.ipynb #fc2c6b32
 def health_figures(
@@ -138,7 +141,7 @@ def health_figures(
         "smallest_angle": smallest_angle(h, assign),
         "agreement": neighbour_agreement(h, assign, queries=QUERIES),
         "chance": chance_agreement(assign),
-        "light": neighbour_agreement(standard(four), assign, queries=QUERIES),
+        "light": float(explained(four, assign).max()),
     }
 
 # %% ../nbs/foundations/06_health.ipynb #ea5d37ab
@@ -225,17 +228,18 @@ LIMITS = {
     "point": Limit(0.02, "isotropy; healthy features had 0.2 and more"),
     "flat": Limit(5.0, "effective rank; healthy runs of ten clusters had 12 and more"),
     "churn": Limit(0.3, "images that change cluster between two looks; settled runs had under 0.1"),
-    "chaos": Limit(0.4, "the same, all the time and with flat features: steps too large to settle"),
-    "weight": Limit(50.0, "the largest weight; it was under 10 in healthy runs"),
+    "chaos": Limit(0.4, "the same, over the whole run: steps too large to settle"),
+    "weight": Limit(30.0, "the largest weight; it was under 3 in healthy runs"),
+    "heavy": Limit(5.0, "the same, where features are flat or clusters find no rest"),
     "worse": Limit(1.4, "a term, of what it is when it knows nothing; before training it had 1.3"),
     "plain": Limit(0.03, "distance of a term from what it is when it knows nothing, relative"),
     "still": Limit(0.04, "change of the loss since the first look, relative; healthy runs had 0.8"),
-    "calm": Limit(0.04, "churn while nothing moves at all; early in a healthy run it is higher"),
+    "calm": Limit(0.1, "churn while nothing moves at all; early in a healthy run it is higher"),
     "steps": Limit(200, "optimiser steps; the shortest recipe that learned had 320"),
     "lift": Limit(0.65, "agreement of neighbours beyond chance; healthy runs had 0.9 and more"),
     "each": Limit(30, "images a cluster has on average"),
     "spare": Limit(0.1, "share of empty clusters, where there are few images for each"),
-    "light": Limit(0.85, "neighbours in brightness and place that share a cluster, beyond chance"),
+    "light": Limit(0.9, "of brightness, contrast or place; the true classes of digits have 0.6"),
 }
 
 
@@ -250,17 +254,19 @@ def under(name: str, value: float | None) -> bool:
 
 # %% ../nbs/foundations/06_health.ipynb #7b93f7b0
 def rate_too_high(c: Course) -> str | None:
-    "Weights that steps have blown up, a term that is worse than ignorance, or no rest at all."
-    if over("weight", c.figure("largest_weight")):
-        return f"the largest weight is {c.last['largest_weight']:.3g}"
+    "Weights that steps have blown up, a term that is worse than ignorance, or no rest."
+    weights = [look["largest_weight"] for look in c.looks]
+    if over("weight", max(weights)):
+        return f"the largest weight was {max(weights):.3g}"
     for name, level in c.plain.items():
         value = c.lines[-1].get(name)
         if value is not None and over("worse", value / level):
             return f"{name} is {value:.3g}; knowing nothing, it would be {level:.3g}"
     churn, rank = (c.figure(name, len(c.looks)) for name in ("churn", "effective_rank"))
-    if over("chaos", churn) and under("flat", rank):
+    if over("heavy", max(weights)) and (over("chaos", churn) or under("flat", rank)):
+        still_moving = "" if churn is None else f", {churn:.0%} of the images change cluster"
         return (
-            f"{churn:.0%} of the images change cluster between looks, features of rank {rank:.1f}"
+            f"the largest weight was {max(weights):.3g}, features of rank {rank:.1f}{still_moving}"
         )
     return None
 
@@ -343,11 +349,9 @@ def cut_across(c: Course) -> str | None:
 
 
 def by_light(c: Course) -> str | None:
-    "Brightness and place alone tell the clusters."
-    chance = c.last["chance"]
-    lift = (c.last["light"] - chance) / max(1 - chance, 1e-9)
-    if over("light", lift):
-        return f"{c.last['light']:.0%} of the images alike in brightness and place share a cluster"
+    "Brightness or place alone tells the clusters."
+    if over("light", c.last["light"]):
+        return f"clusters account for {c.last['light']:.0%} of brightness, contrast or place"
     return None
 
 
@@ -367,6 +371,7 @@ class Failure(NamedTuple):
     fix: Callable[[Course], str]
     group: str
     fatal: bool = False
+    blames: bool = True  # Whether settings that were changed are the first suspects
 
 
 def slower(c: Course) -> str:
@@ -402,14 +407,14 @@ def rougher(c: Course) -> str:
 
 FAILURES = (
     Failure("learning rate too high", rate_too_high, slower, "course", True),
-    Failure("too few steps", few_steps, longer, "course"),
+    Failure("too few steps", few_steps, longer, "course", blames=False),
+    Failure("loss knows nothing", knows_nothing, faster, "course"),
     Failure("nothing learned", still, faster, "course"),
-    Failure("too many clusters", too_many, fewer, "clusters"),
     Failure("all images in one cluster", all_in_one, fresh_start, "clusters", True),
+    Failure("too many clusters", too_many, fewer, "clusters", blames=False),
     Failure("few clusters hold all images", few_clusters, fresh_start, "clusters"),
     Failure("features collapsed to a point", to_a_point, slower, "features", True),
     Failure("features collapsed to few dimensions", to_few_dimensions, slower, "features"),
-    Failure("loss knows nothing", knows_nothing, faster, "course"),
     Failure("clusters cut across the features", cut_across, fresh_start, "clusters"),
     Failure("clusters never settle", unsettled, longer, "course"),
     Failure("clusters follow the light", by_light, rougher, "meaning"),
@@ -435,7 +440,7 @@ def diagnose(
         evidence = None if failure.group in found else failure.sign(course)
         if evidence:
             fix = failure.fix(course)
-            if changed:
+            if changed and failure.blames:
                 fix = f"what the recipe has, {taken_back(changed)}, or {fix}"
             found[failure.group] = Diagnosis(failure.name, evidence, fix, failure.fatal)
     return list(found.values())
