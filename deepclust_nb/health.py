@@ -408,10 +408,10 @@ def rougher(c: Course) -> str:
 FAILURES = (
     Failure("learning rate too high", rate_too_high, slower, "course", True),
     Failure("too few steps", few_steps, longer, "course", blames=False),
-    Failure("loss knows nothing", knows_nothing, faster, "course"),
-    Failure("nothing learned", still, faster, "course"),
     Failure("all images in one cluster", all_in_one, fresh_start, "clusters", True),
     Failure("too many clusters", too_many, fewer, "clusters", blames=False),
+    Failure("loss knows nothing", knows_nothing, faster, "course"),
+    Failure("nothing learned", still, faster, "course"),
     Failure("few clusters hold all images", few_clusters, fresh_start, "clusters"),
     Failure("features collapsed to a point", to_a_point, slower, "features", True),
     Failure("features collapsed to few dimensions", to_few_dimensions, slower, "features"),
