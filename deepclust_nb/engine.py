@@ -490,6 +490,9 @@ def look_closer(run: Run, data: ImageSet, assign: Tensor) -> tuple[dict, tuple[n
     some = data.subset(torch.as_tensor(rows))
     both = lambda x: torch.cat([light(x), method.features(x)], 1)
     four, h = extract(method, some, both, precision="float32").tensor_split([4], dim=1)
+    if not h.isfinite().all():
+        lr = run.optimiser.param_groups[0]["base_lr"]
+        raise NotFinite(f"features not finite after epoch {run.epoch}: {diagnose_nan(None, lr)}")
     figures = health_figures(h, four, assign[torch.as_tensor(rows, device=assign.device)])
     figures["largest_weight"] = largest(method)
     figures["churn"] = None if run.before is None else churn(assign, run.before)
