@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['sgd', 'OPTIMISERS', 'POSITION', 'STATE', 'Pass', 'Method', 'step_decay', 'cosine', 'LARS', 'trust_ratio', 'Run',
            'new_run', 'check_parts', 'train_step', 'terms_of', 'visits', 'train_pass', 'numbers', 'refuse_nan',
-           'refuse_broken', 'train_epoch', 'extract', 'computed', 'assignments', 'figures_of', 'evaluate', 'state_of',
-           'generators', 'restore', 'load_state', 'keep_look', 'log_epoch', 'fit', 'BrokenPromise', 'promise',
-           'running_statistics', 'changed', 'check_pass', 'check_method']
+           'refuse_broken', 'train_epoch', 'sound_epoch', 'standing', 'origin', 'extract', 'computed', 'assignments',
+           'figures_of', 'evaluate', 'state_of', 'generators', 'restore', 'load_state', 'look_closer', 'keep_look',
+           'log_epoch', 'fit', 'BrokenPromise', 'promise', 'running_statistics', 'changed', 'check_pass',
+           'check_method']
 
 # %% ../nbs/foundations/10_engine.ipynb #c7fbe9f8
 import copy
@@ -27,8 +28,19 @@ from tqdm.auto import tqdm
 
 from .core import DeepClustError, Draws, NotFinite, as_float, evaluating, to_numpy
 from .data import ImageSet, epoch_order
+from deepclust_nb.health import (
+    Origin,
+    churn,
+    diagnose_nan,
+    health_figures,
+    largest,
+    light,
+    sample_rows,
+    watch_pass,
+    watching,
+)
 from .metrics import mass_entropy, score
-from .processes import agree, average, sharing
+from .processes import agree, average, sharing, world
 from .runs import RunFolder
 from .speed import Speed, arithmetic, laid_out, parts_of, prepare, rejoined
 from .viz import embed_2d
@@ -75,6 +87,10 @@ class Method(nn.Module):
 
     def update(self, idx: Int[Tensor, " B"], out: dict) -> None:
         "After the optimiser step: the only place that writes state for a batch."
+
+    def uninformed(self, line: dict[str, float]) -> dict[str, float]:
+        "Terms of an epoch -> what they would be if the method knew nothing; {} where nobody can say."
+        return {}
 
     def keeps(self) -> str:
         "What is remembered beside weights, in words for the reader; '' for nothing worth a line."
@@ -193,6 +209,7 @@ class Run:
     step: int = 0  # optimiser steps done
     finished: bool = False
     history: list[dict] = field(default_factory=list)
+    before: Tensor | np.ndarray | None = None  # clusters at the last look
     train_seconds: float = 0.0
     seconds: float = 0.0
     images: int = 0  # images that went through `loss`
@@ -340,10 +357,7 @@ def refuse_nan(means: dict[str, float], epoch: int) -> None:
     "Stop as soon as an epoch ends with a term that is not a number."
     bad = [name for name, value in means.items() if not math.isfinite(value)]
     if bad:
-        raise NotFinite(
-            f"{', '.join(bad)} not finite in epoch {epoch + 1}: "
-            "lower the learning rate (--set lr=...)"
-        )
+        raise NotFinite(f"{', '.join(bad)} not finite in epoch {epoch + 1}")
 
 
 def refuse_broken(run: Run) -> None:
@@ -358,13 +372,14 @@ def refuse_broken(run: Run) -> None:
 def train_epoch(
     run: Run,
     bar,  # Progress bar, in images
+    seen: Callable[[Pass], Pass] = lambda what: what,  # Puts a watch on a pass
 ) -> dict[str, float]:
     "E-step, then every pass of the method."
     method = run.method.train()
     method.stage, method.epoch = run.stage(run.epoch), run.epoch
     run.at(run.epoch / run.epochs)
     method.e_step(run)
-    passes = method.passes(run)
+    passes = [seen(what) for what in method.passes(run)]
     means = {}
     for i, what in enumerate(passes):
         means |= train_pass(run, what, (i / len(passes), 1 / len(passes)), bar)
@@ -376,6 +391,40 @@ def train_epoch(
         method.e_step(run)
         run.finished = True
     return means
+
+# %% ../nbs/foundations/10_engine.ipynb #63349739
+def sound_epoch(
+    run: Run,
+    bar,  # Progress bar, in images
+) -> dict[str, float]:
+    "An epoch; if it ends in numbers that are not finite, the error names where they began."
+    start = standing(run)
+    try:
+        return train_epoch(run, bar)
+    except NotFinite as error:
+        verdict = diagnose_nan(origin(run, start), start["optimiser"]["param_groups"][0]["base_lr"])
+        raise NotFinite(f"{error}: {verdict}") from error
+
+
+def standing(run: Run) -> dict:
+    "A copy of all that an epoch changes."
+    state = {"method": run.method.state_dict(), "optimiser": run.optimiser.state_dict()}
+    return copy.deepcopy(state) | {"step": run.step}
+
+
+def origin(
+    run: Run,  # Broken, and of no use afterwards
+    start: dict,  # Of `standing`
+) -> Origin | None:
+    "What is first not finite when the epoch is trained once more; None where that is not seen."
+    if world() > 1 or run.method.speed.compile:
+        return None
+    run.method.load_state_dict(start["method"])
+    run.optimiser.load_state_dict(start["optimiser"])
+    run.step, found = start["step"], []
+    with watching(run.method, run.optimiser, found):
+        train_epoch(run, tqdm(disable=True), partial(watch_pass, method=run.method))
+    return found[0] if found else None
 
 # %% ../nbs/foundations/10_engine.ipynb #5d342e96
 def extract(
@@ -459,6 +508,8 @@ def restore(run: Run, folder: RunFolder) -> None:
     run.history = folder.keep_epochs(state["epoch"])  # only now: a refused checkpoint costs nothing
     for name in POSITION:
         setattr(run, name, state[name])
+    look = folder.last_look()
+    run.before = None if look is None else look["assign"]
     run.method.stage, run.method.epoch, run.method.step = state["stage"], run.epoch, run.step
     torch.set_rng_state(state["rng"])
     if state["device_rng"] is not None and state["device"] == device:
@@ -479,14 +530,27 @@ def load_state(
         ) from None
 
 # %% ../nbs/foundations/10_engine.ipynb #11e020b9
-def keep_look(run: Run, data: ImageSet, folder: RunFolder, assign, confidence) -> None:
-    "Assignments and a map of at most 2,000 images, for the pictures of the run."
-    rows = np.unique(np.linspace(0, len(data) - 1, 2000).astype(int))
-    h = extract(
-        run.method, data.subset(torch.as_tensor(rows)), run.method.features, precision="float32"
-    )
+def look_closer(run: Run, data: ImageSet, assign: Tensor) -> tuple[dict, tuple[np.ndarray, Tensor]]:
+    # Figures of health; positions (S,) and features (S,D) of at most 2,000 images
+    "What features and clusters of a sample say without labels."
+    rows, method = sample_rows(len(data)), run.method
+    some = data.subset(torch.as_tensor(rows))
+    both = lambda x: torch.cat([light(x), method.features(x)], 1)
+    four, h = extract(method, some, both, precision="float32").tensor_split([4], dim=1)
+    if not h.isfinite().all():
+        lr = run.optimiser.param_groups[0]["base_lr"]
+        raise NotFinite(f"features not finite after epoch {run.epoch}: {diagnose_nan(None, lr)}")
+    figures = health_figures(h, four, assign[torch.as_tensor(rows, device=assign.device)])
+    figures["largest_weight"] = largest(method)
+    figures["churn"] = None if run.before is None else churn(assign, run.before)
+    return figures, (rows, h)
+
+
+def keep_look(data: ImageSet, folder: RunFolder, epoch: int, found: tuple, sample: tuple) -> None:
+    "Assignments and a map of the sample, for the pictures of the run."
+    (assign, confidence), (rows, h) = map(to_numpy, found), sample
     xy = embed_2d(h) if len(rows) > 3 else np.zeros((len(rows), 2))
-    folder.save_epoch(run.epoch, assign, rows, xy)
+    folder.save_epoch(epoch, assign, rows, xy)
     folder.save_assignments([data.name(i) for i in range(len(data))], assign, confidence)
 
 
@@ -502,12 +566,15 @@ def log_epoch(
         "epoch": run.epoch,
         "stage": run.method.stage,
         "lr": run.optimiser.param_groups[0]["lr"],
+        "step": run.step,
     } | means
     if look:
         assign, confidence = assignments(run.method, data)
-        line |= figures_of(assign, confidence, data.y, run.method.k)
+        figures, sample = look_closer(run, data, assign)
+        line |= figures_of(assign, confidence, data.y, run.method.k) | figures
+        run.before = assign
         if folder:
-            keep_look(run, data, folder, to_numpy(assign), to_numpy(confidence))
+            keep_look(data, folder, run.epoch, (assign, confidence), sample)
     run.history.append(line)
     if folder:
         folder.log(line)
@@ -539,7 +606,7 @@ def fit(
         while run.epoch < last:
             begin = time.perf_counter()
             bar.set_description(f"epoch {run.epoch + 1}/{run.epochs}")
-            means = train_epoch(run, bar)
+            means = sound_epoch(run, bar)
             run.train_seconds += time.perf_counter() - begin
             look = run.epoch % log_every == 0 or run.ends_stage() or run.epoch == last
             log_epoch(run, means, data, folder, look)

@@ -48,12 +48,13 @@ from deepclust_nb.data import (
     load_data,
     read_files,
     stack_pixels,
-    to_plain,
 )
 from .engine import Method, Run, extract
 from .export import read_weights, write_weights
-from .named import find_images, why
+from .named import find_images
+from .pictures import to_plain, why
 from .runs import RunFolder
+from .start import stored_config
 from deepclust_nb.train import (
     METHODS,
     Plan,
@@ -64,7 +65,6 @@ from deepclust_nb.train import (
     load_run,
     make_plan,
     rebuilt,
-    stored_config,
     train,
 )
 

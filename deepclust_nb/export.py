@@ -191,4 +191,5 @@ def describes(
     config = about["config"]
     data = config.get("data") if isinstance(config, dict) else None
     shape = data.get("shape") if isinstance(data, dict) else None
-    return isinstance(shape, list) and list(map(type, shape)) == 3 * [int] and min(shape) > 0
+    plain = isinstance(shape, list) and set(map(type, shape)) == {int}
+    return plain and len(shape) in (1, 3) and min(shape) > 0  # of features, or of images

@@ -254,7 +254,7 @@ def describe_run(
         "facts": " · ".join(facts),
         "scores": {name: row for name, row in rows.items() if row},
         "scored": rows["this run"] is not None,
-        "details": {name: plain(value) for name, value in summary.items()},
+        "details": {name: plain(value) for name, value in summary.items() if name != "health"},
     }
 
 # %% ../nbs/foundations/09_gallery.ipynb #bf516f03

@@ -6,7 +6,7 @@
 __all__ = ['FORMAT', 'VERSION', 'FIELDS', 'MOST_BYTES', 'MOST_PARTS', 'LONGEST_NAME', 'shown', 'wrong_with', 'wrong_name',
            'no_constant', 'read_edits', 'checked', 'Draft', 'without_turns', 'split_up', 'apply_edits', 'Stored',
            'read_table', 'stored', 'images_of', 'features_of', 'files_of', 'counted', 'check_out', 'summary_after',
-           'last_map', 'write_refined', 'refine', 'sorted_line']
+           'write_refined', 'refine', 'sorted_line']
 
 # %% ../nbs/foundations/18_refine.ipynb #cf25de8a
 import csv
@@ -345,12 +345,6 @@ def summary_after(
     return about | {"edits": counted(edits), "images_scored": len(kept), "run": str(run)}
 
 # %% ../nbs/foundations/18_refine.ipynb #bf6666b0
-def last_map(run: Path) -> dict | None:
-    "The map of the last epoch that has one."
-    epochs = RunFolder(run).epochs()
-    return epochs[max(epochs)] if epochs else None
-
-
 def write_refined(
     out: Path,  # New or empty
     was: Stored,  # Before the edits
@@ -369,7 +363,7 @@ def write_refined(
     folder.save_assignments(was.names, assign, was.confidence)
     figures = [("Training", curves)] if curves.is_file() else []
     shown = (data.x, assign, was.confidence, was.names, summary, figures, data.y, data.classes)
-    more = {"features": features, "view": last_map(was.run), "titles": titles}
+    more = {"features": features, "view": RunFolder(was.run).last_look(), "titles": titles}
     write_gallery(out / "gallery.html", *shown, **more)
     about = {"run": os.path.abspath(was.run), "from": fingerprint_of(was.names, was.assign)}
     about |= {"edits": edits, "titles": {str(n): title for n, title in titles.items()}}

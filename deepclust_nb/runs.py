@@ -273,6 +273,11 @@ class RunFolder:
         files = sorted((self.path / "epochs").glob("[0-9]*.npz"))
         return {int(f.stem): dict(np.load(f, allow_pickle=False)) for f in files}
 
+    def last_look(self) -> dict | None:
+        "The newest of the stored epochs; None before the first."
+        newest = max((self.path / "epochs").glob("[0-9]*.npz"), default=None)
+        return None if newest is None else dict(np.load(newest, allow_pickle=False))
+
     def save_checkpoint(self, state: dict) -> None:
         "Replace the checkpoint in one step; the one before it stays beside it."
         buffer = io.BytesIO()

@@ -6,10 +6,10 @@
 __all__ = ['METHODS', 'Plan', 'as_json', 'surroundings', 'hardware', 'make_plan', 'stored_side', 'settled', 'where_from', 'build',
            'pretrained', 'pixel_baseline', 'note_start', 'origin', 'start_of', 'rounded', 'about_data',
            'has_joint_norms', 'device_hours', 'summary_of', 'save_figure', 'map_captions', 'curves_of', 'save_figures',
-           'confusion_of', 'train', 'advised', 'reason', 'advice', 'epochs_left', 'announce', 'duration', 'finish',
-           'compared', 'load_run', 'rebuilt', 'exported', 'stored_recipe', 'as_tuple', 'predict', 'evaluate_run',
-           'check_shape', 'labelled_parts', 'linear_run', 'export_run', 'export_method', 'parameters_of',
-           'without_paths']
+           'confusion_of', 'train', 'advised', 'reason', 'advice', 'epochs_left', 'announce', 'duration', 'judged',
+           'changed', 'warned', 'finish', 'compared', 'load_run', 'rebuilt', 'exported', 'stored_recipe', 'as_tuple',
+           'predict', 'evaluate_run', 'check_shape', 'labelled_parts', 'linear_run', 'export_run', 'export_method',
+           'parameters_of', 'without_paths']
 
 # %% ../nbs/foundations/13_train.ipynb #4ea4f0ca
 import contextlib
@@ -20,7 +20,7 @@ import math
 import os
 import platform
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ from deepclust_nb.engine import (
 )
 from .export import backbone_in, halved, read_by, read_weights, write_weights
 from .gallery import write_gallery
+from .health import Course, course_of, diagnose, verdict
 from .linear import linear_evaluation
 from .methods import byol, digpro, frozen, lsdc, mmdc, ncc, pretext, scl
 from .metrics import confusion, correct, kmeans_score, linear_probe, pixels
@@ -75,7 +76,7 @@ from deepclust_nb.recipes import (
     with_settings,
 )
 from .runs import GO_ON, RunFolder, atomic_write, write_json
-from .speed import not_compiled, out_of_memory, usual_speed
+from .speed import Speed, not_compiled, out_of_memory, usual_speed
 from .start import start_from
 from .viz import plot_confusion, plot_curves, plot_maps, plot_sizes, show_clusters
 
@@ -408,7 +409,7 @@ def train(
     if fresh and init in METHODS:
         options = {"resume": resume, "overwrite": overwrite, "progress": progress, "say": say}
         start_from(method, pretrained(plan, folder.path, **options))
-    options = {"resume": resume, "on_epoch": on_epoch, "progress": progress}
+    options = {"resume": resume, "on_epoch": warned(plan, say, on_epoch), "progress": progress}
     settings = plan.recipe.fit_settings() | {"seed": plan.seed, "stop_after": stop_after}
     with advised(plan, method, folder):
         if fresh and init != "random":
@@ -520,19 +521,63 @@ def duration(
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 # %% ../nbs/foundations/13_train.ipynb #5c8a6fad
+def judged(plan: Plan, run: Run) -> Course:
+    "The history of a run, ready for a diagnosis."
+    plain = run.method.uninformed(run.history[-1]) if run.history else {}
+    return course_of(run.history, plan.k, len(plan.data), plan.recipe.lr, run.epochs, plain)
+
+
+def changed(plan: Plan) -> dict[str, Any]:
+    "What the recipe has where the plan has something else; lengths and switches apart."
+    usual = METHODS[plan.method].recipe(plan.data, plan.profile)
+    names = {f.name for f in fields(usual)} - {"expects", "log_every", "accumulate", *Speed._fields}
+    names = sorted(name for name in names if not name.endswith("_epochs"))
+    return {n: getattr(usual, n) for n in names if getattr(usual, n) != getattr(plan.recipe, n)}
+
+
+def warned(
+    plan: Plan,
+    say: Callable,
+    then: Callable[[Run], None] | None,  # Also called
+) -> Callable[[Run], None]:
+    "Says a fatal diagnosis once, when it has held at two looks in a row."
+    before, said = set(), set()
+
+    def on_epoch(run: Run) -> None:
+        if "chance" in run.history[-1]:
+            fatal = {d.name: d for d in diagnose(judged(plan, run), changed(plan)) if d.fatal}
+            for name in sorted((fatal.keys() & before) - said):
+                say(f"warning in epoch {run.epoch}: {fatal[name]}")
+                said.add(name)
+            before.clear()
+            before.update(fatal)
+        if then:
+            then(run)
+
+    return on_epoch
+
+# %% ../nbs/foundations/13_train.ipynb #371ebc5f
 def finish(plan: Plan, run: Run, folder: RunFolder, say: Callable) -> dict[str, Any]:
     "Summary, pictures and gallery of a run as it stands."
     say("k-means on pixels, to compare with, and the pictures")
     data, (assign, confidence) = plan.data, assignments(run.method, plan.data)
     found = figures_of(assign, confidence, data.y, plan.k)
-    summary = summary_of(plan, run, found, start_of(folder))
+    course = judged(plan, run)
+    trouble = diagnose(course, changed(plan))
+    health = {"found": [one._asdict() for one in trouble], "says": verdict(trouble, course)}
+    summary = summary_of(plan, run, found, start_of(folder)) | {"health": health}
     figures = save_figures(folder, data.to("cpu"), assign.cpu(), confidence.cpu(), plan.k)
     names = [data.name(i) for i in range(len(data))]
     folder.save_assignments(names, to_numpy(assign), to_numpy(confidence))
     page = folder.path / "gallery.html"
-    write_gallery(page, data.x, assign, confidence, names, summary, figures, data.y, data.classes)
+    shown = {"figures": figures, "y": data.y, "classes": data.classes, "view": folder.last_look()}
+    shown["features"] = extract(run.method, data, run.method.features, precision="float32").cpu()
+    shown["health"] = [(d.name, d.evidence, d.fix) for d in trouble]
+    write_gallery(page, data.x, assign, confidence, names, summary, **shown)
     write_json(folder.path / "summary.json", summary)
     say(compared(summary))
+    for line in health["says"]:
+        say(line)
     say(f"run folder {folder.path}, gallery {page}")
     return summary
 

@@ -155,6 +155,10 @@ class BYOL(Method):
         "The slow copy follows, ever more slowly."
         follow(self.slow, self.encoder, momentum_at(self.progress, self.momentum, self.top))
 
+    def uninformed(self, line: dict[str, float]) -> dict[str, float]:
+        "Predictions at right angles to their targets."
+        return {"train.loss": 2.0}
+
     def features(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B P"]:
         "Unit projections by the slow copy: what k-means clusters."
         return unit(self.slow(self.view(x)))

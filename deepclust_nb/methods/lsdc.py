@@ -296,6 +296,11 @@ class LSDC(Method):
             plain = self.rule(seen)
         return self.mix(plain, batch["weights"], batch["source"]), plain.mean()
 
+    def uninformed(self, line: dict[str, float]) -> dict[str, float]:
+        "Uniform predictions: every pair belongs together with probability 1/K."
+        edges, same = line["train.density"], 1 / self.k
+        return {"train.pairs": -edges * math.log(same) - (1 - edges) * math.log(1 - same)}
+
     def features(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
         "The backbone on the test view."
         return self.net(self.view(x))

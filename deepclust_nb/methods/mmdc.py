@@ -251,6 +251,11 @@ class MMDC(Method):
         "The rotation task on the same backbone."
         return turn_terms(self.turn_head(self.net(batch["turned"])), batch["turns"])
 
+    def uninformed(self, line: dict[str, float]) -> dict[str, float]:
+        "One embedding for all: the mean of the targets."
+        q = self.cloud
+        return {"train.loss": float(self.pull(unit(q.mean(0)).expand_as(q), q))}
+
     def embed(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B P"]:
         "Unit embeddings of network inputs."
         return unit(self.head(self.net(x)))

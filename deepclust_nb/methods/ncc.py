@@ -213,6 +213,10 @@ class NCC(BYOL):
         if self.queue is not None:
             self.queue.push(unit(out["z"]), torch.zeros_like(idx).repeat(2), idx.repeat(2))
 
+    def uninformed(self, line: dict[str, float]) -> dict[str, float]:
+        "All prototypes equal."
+        return {"train.prototypes": math.log(self.k)}
+
     def keeps(self) -> str:
         "The queue, if there is one."
         return "" if self.queue is None else str(self.queue)

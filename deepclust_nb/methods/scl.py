@@ -9,6 +9,7 @@ __all__ = ['PUBLISHED', 'PUBLISHED_FEATURES', 'PICA', 'LARGE', 'PHOTOS', 'DIGITS
            'SCLRecipe', 'scl_recipe', 'moco_recipe', 'slots_of', 'build', 'build_moco']
 
 # %% ../../nbs/methods/30_scl.ipynb #19b411aa
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
@@ -301,6 +302,10 @@ class SCL(MomentumContrast):
         "Keys into the banks of their labels; the slow copy follows."
         super().update(idx, out)
         self.pseudo[idx] = out["bank"]
+
+    def uninformed(self, line: dict[str, float]) -> dict[str, float]:
+        "Uniform predictions of the classifier."
+        return {"train.cluster": math.log(self.k)}
 
     def votes(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         "What the memories say of stored images."
