@@ -207,7 +207,7 @@ def describe_clusters(
     "What the page needs of each cluster."
     clusters, n, low, high = [], len(c.assign), c.confidence.min(), c.confidence.max()
     largest = np.bincount(c.assign[c.assign >= 0], minlength=1).max()
-    for number, title in sorted(c.titles.items(), key=lambda item: item[0] % (n + 1)):
+    for number, title in sorted(c.titles.items(), key=lambda item: (item[0] < 0, item[0])):
         members = np.flatnonzero(c.assign == number)
         common, agree = ("", 0) if c.labels is None else majority(c.labels[members])
         cluster = {"number": number, "title": title, "size": len(members)}
