@@ -163,9 +163,8 @@ def histogram(
 ) -> list[float]:  # BINS heights, the highest 1
     "How many values lie where."
     span, along = float(high) - float(low), values.astype(np.float64) - float(low)
-    share = (
-        along / span if span > 0 else np.full(len(values), 0.5)
-    )  # np.histogram refuses tiny spans
+    # np.histogram refuses a span that is tiny
+    share = along / span if span > 0 else np.full(len(values), 0.5)
     counts = np.bincount((BINS * share).clip(0, BINS - 1).astype(int), minlength=BINS)
     return (counts / max(counts.max(), 1)).tolist()
 
