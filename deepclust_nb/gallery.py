@@ -162,7 +162,10 @@ def histogram(
     high: float,  # And ends here
 ) -> list[float]:  # BINS heights, the highest 1
     "How many values lie where."
-    counts = np.histogram(values, BINS, (low, high))[0]
+    span, along = float(high) - float(low), values.astype(np.float64) - float(low)
+    # np.histogram refuses a span that is tiny
+    share = along / span if span > 0 else np.full(len(values), 0.5)
+    counts = np.bincount((BINS * share).clip(0, BINS - 1).astype(int), minlength=BINS)
     return (counts / max(counts.max(), 1)).tolist()
 
 
@@ -207,7 +210,7 @@ def describe_clusters(
     "What the page needs of each cluster."
     clusters, n, low, high = [], len(c.assign), c.confidence.min(), c.confidence.max()
     largest = np.bincount(c.assign[c.assign >= 0], minlength=1).max()
-    for number, title in sorted(c.titles.items(), key=lambda item: item[0] % (n + 1)):
+    for number, title in sorted(c.titles.items(), key=lambda item: (item[0] < 0, item[0])):
         members = np.flatnonzero(c.assign == number)
         common, agree = ("", 0) if c.labels is None else majority(c.labels[members])
         cluster = {"number": number, "title": title, "size": len(members)}
