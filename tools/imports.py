@@ -3,7 +3,7 @@
     python tools/imports.py [PACKAGE_FOLDER]
 
     core < runs processes < named < data augment nets cluster memory metrics viz gallery export speed
-         < engine < recipes bench < methods < train < estimator cli report baselines
+         < engine < recipes bench < methods < train < howmany < estimator cli report baselines
 
 A module may import from levels before its own, never from its own or a later one. Methods do not import one another,
 except that any may use `pretext`, and digpro <- ncc <- byol, because the papers build on each other so.
@@ -24,6 +24,7 @@ LEVELS = [
     "recipes bench",
     "methods",
     "train",
+    "howmany",
     "estimator cli report baselines",
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names.split()}
