@@ -384,13 +384,13 @@ def howmany(source, out, quiet, **asked):
     has features that lean to it.
 
     \b
-    Three witnesses speak, each beside clouds without groups:
-      stability    do two halves of the images draw the same groups?
-      merge tree   when does joining groups have to cross a gap?
-      spectrum     into how many parts does the graph of neighbours nearly fall?
+    Two witnesses speak, each beside clouds without groups:
+      merge tree   K groups left: does joining two of them cross a gap?
+      stability    do two halves of the images draw the same K groups?
 
-    The range spans what they say. It is about the features: two classes that look alike may
-    count as one, a class that comes in two kinds as two. howmany.png shows all of it.
+    The range lies around the largest K whose groups are apart and found again. It is about
+    the features: two classes that look alike may count as one, a class that comes in two
+    kinds as two. howmany.png shows all of it.
     """
     from deepclust_nb import howmany as asking
 

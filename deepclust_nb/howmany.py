@@ -405,7 +405,9 @@ def branches(
     for i, (a, b) in enumerate(tree.joins[: m - k]):
         name[m + i] = name[a]
     count, rows = [1] * k, []
-    height = np.maximum.accumulate((1 - tree.share / usual).clip(0, 1)[m - k :])
+    height = np.maximum.accumulate(
+        (1 - tree.share / usual).clip(1e-6, 1)[m - k :]
+    )  # 0 has no picture
     for i, (a, b) in enumerate(tree.joins[m - k :]):
         a, b, new = name[a], name[b], k + i
         name[2 * m - k + i] = new

@@ -51,6 +51,8 @@ def test_seeds(file):
 def test_figures_agree(file):
     "What a record says twice it says alike: no figure was changed by hand."
     for record in json.loads(file.read_text())["records"]:
+        if "found" in record:
+            continue
         assert record["clusters_used"] <= record["k"] <= record["n"]
         if record["profile"] == "classical":
             rate = record["n"] / record["seconds"]
@@ -61,6 +63,20 @@ def test_figures_agree(file):
         assert list(record["stages"].values())[-1]["acc"] == record["acc"]
         stages = [v for name, v in record["recipe"].items() if name.endswith("_epochs")]
         assert record["epochs"] == sum(stages)
+
+
+def count() -> dict:
+    return json.loads((ROOT / "results" / "how_many.json").read_text())
+
+
+def test_how_many_holds_what_it_claims():
+    "Eight of ten ranges hold K, none is wider than 30 % around its middle, nothing is seen in noise."
+    ranges = [(r["k"], r["found"]["low"], r["found"]["high"]) for r in count()["records"]]
+    assert len([r for r in ranges if r[0] >= 3]) == 10 and len(ranges) == 14
+    held = [low is not None and low <= k <= high for k, low, high in ranges if k >= 3]
+    assert sum(held) >= 8
+    assert all(b - a <= 0.3 * (a + b) for k, a, b in ranges if a is not None)
+    assert all(low is None for k, low, _ in ranges if k < 2)
 
 
 def test_all_seven_were_run():
@@ -98,6 +114,8 @@ def trained() -> dict:
         (trained, ("records", 0, "baseline"), {"acc": 0.5}),
         (trained, ("records", 0, "start"), {"acc": 0.5}),
         (trained, ("records", 0, "profile"), "classical"),
+        (count, ("records", 0, "found", "low"), 1),
+        (count, ("records", 0, "classes"), None),
         (classical, ("records", 0, "how"), ""),
         (classical, ("records", 0, "profile"), "laptop"),
     ],
