@@ -124,7 +124,7 @@ def neighbours(
 def edges_between(
     near: Int[Tensor, "n r"],  # Neighbours of each point
     group: Int[Tensor, " n"],  # Of each point, 0..m-1
-    m: int,
+    m: int,  # Groups
 ) -> Float[np.ndarray, "m m"]:  # Symmetric; an edge within a group counts twice
     "Edges between groups; an edge of both directions weighs double."
     pairs = group.repeat_interleave(near.shape[1]) * m + group[near.flatten()]
@@ -221,7 +221,7 @@ class Witness:
 
 
 def witness(
-    name: str,
+    name: str,  # Of the criterion
     values: Float[np.ndarray, " j"],
     null: Float[np.ndarray, "c j"],  # Of each cloud
     score: Float[np.ndarray, " j"],
@@ -233,7 +233,7 @@ def witness(
 
 def grown(
     h: Float[Tensor, "n D"],  # Unit rows
-    k_max: int,
+    k_max: int,  # Largest K asked about
     seed: int,
 ) -> Tree:
     "The merge tree over three prototypes for each cluster that is thought possible."
@@ -245,7 +245,7 @@ def grown(
 def apart(
     h: Float[Tensor, "n D"],  # Unit rows
     clouds: list[Float[Tensor, "n D"]],  # Without groups
-    k_max: int,
+    k_max: int,  # Largest K asked about
     seed: int,
 ) -> tuple[Witness, Tree]:
     "The merge tree, and what it says over K."
@@ -258,7 +258,7 @@ def apart(
 def found_again(
     h: Float[Tensor, "n D"],  # Unit rows
     clouds: list[Float[Tensor, "n D"]],  # Without groups
-    k_max: int,
+    k_max: int,  # Largest K asked about
     seed: int,
 ) -> Witness:
     "Prediction strength over K."
@@ -283,7 +283,7 @@ def picked(
 
 def widened(
     k: int,  # What was picked
-    k_max: int,
+    k_max: int,  # Largest K asked about
 ) -> tuple[int, int]:
     "The range around K."
     return max(2, math.ceil(REACH[0] * k)), min(k_max, math.floor(REACH[1] * k))
@@ -357,7 +357,7 @@ def largest_k(
         raise DeepClustError(f"max={asked}: for {n} different images give --max from 3 to {most}")
     return asked
 
-
+# %% ../nbs/foundations/19_howmany.ipynb #913ae651
 def how_many(
     h,  # Features (N,D), array or tensor; directions count, lengths do not
     k_max: int | None = None,  # Largest K asked about; None: 20, less for few points
@@ -402,7 +402,7 @@ def branches(
     size = np.bincount(to_numpy(tree.group), minlength=m)
     largest = [int(np.where(label == b, size, -1).argmax()) for b in range(k)]
     name = dict(enumerate(label))
-    for i, (a, b) in enumerate(tree.joins[: m - k]):
+    for i, a in enumerate(tree.joins[: m - k, 0]):
         name[m + i] = name[a]
     count, rows = [1] * k, []
     height = np.maximum.accumulate(
@@ -418,7 +418,7 @@ def branches(
 # %% ../nbs/foundations/19_howmany.ipynb #48edf1d9
 def draw_tree(
     ax,
-    found: HowMany,
+    found: HowMany,  # Of `how_many`
     x=None,  # Images (N,C,H,W) of the points; None: no pictures
 ) -> None:
     "The merge tree down to a few more branches than the range has, an image each."
@@ -449,8 +449,11 @@ def draw_witness(
     ax.set_ylabel(axis, fontsize=8)
     ax.legend(fontsize=7)
 
-
-def draw_score(ax, found: HowMany) -> None:
+# %% ../nbs/foundations/19_howmany.ipynb #d7f8a35d
+def draw_score(
+    ax,
+    found: HowMany,  # Of `how_many`
+) -> None:
     "The product, and how much of the best one is enough."
     ax.bar(range(2, found.k_max + 1), found.score, color=palette(1)[0])
     least = max(LEAST_SCORE, HOLDS * max(found.score))
@@ -461,7 +464,7 @@ def draw_score(ax, found: HowMany) -> None:
 
 
 def plot_how_many(
-    found: HowMany,
+    found: HowMany,  # Of `how_many`
     x=None,  # Images (N,C,H,W) of the points
 ) -> Figure:
     "The tree, both witnesses, and the range shaded."
@@ -508,11 +511,14 @@ def learned(
     return unit(extract(net, plan.data, net.features))
 
 
-def without(options: dict, name: str) -> dict:
+def without(
+    options: dict,
+    name: str,  # Of the one that is left out
+) -> dict:
     "The same options without one of them."
     return {key: value for key, value in options.items() if key != name}
 
-
+# %% ../nbs/foundations/19_howmany.ipynb #683a4a05
 def of_run(
     folder: Path,  # Of a run
     root: str | Path | None = None,  # Folder that holds the named sets
@@ -574,7 +580,7 @@ def ask(
 
 
 def keep(
-    found: HowMany,
+    found: HowMany,  # Of `how_many`
     x: UInt8[Tensor, "N C H W"] | None,  # Images of the points
     warning: str,  # About the features; '' for none
     out: Path,  # Folder; is made
