@@ -425,14 +425,14 @@ def draw_tree(
     k = min(len(found.tree.joins) + 1, max(8, 3 * (found.high or 8) // 2))
     rows, largest = branches(found.tree, k, float(np.median(found.witnesses[0].null_low)))
     drawn = dendrogram(rows, ax=ax, no_labels=True, color_threshold=0, above_threshold_color="0.25")
-    ax.set(title="merge tree", ylim=(-0.16, 1.02), yticks=[0, 0.5, 1])
+    ax.set(title=f"its last {k} branches", ylim=(-0.2, 1.02), yticks=[0, 0.5, 1])
     ax.set_ylabel("gap that a join crosses", fontsize=8)
     if x is None:
         return
     images = as_rgb(x[found.surest[[largest[leaf] for leaf in drawn["leaves"]]]])
     for i, image in enumerate(images):
-        inset = ax.inset_axes([10 * i + 0.6, -0.15, 8.8, 0.13], transform=ax.transData)
-        inset.imshow(image, aspect="auto")
+        inset = ax.inset_axes([10 * i + 0.2, -0.2, 9.6, 0.18], transform=ax.transData)
+        inset.imshow(image)
         inset.set_axis_off()
 
 
@@ -469,14 +469,16 @@ def plot_how_many(
 ) -> Figure:
     "The tree, both witnesses, and the range shaded."
     fig, axes = panels(1, 4, (3, 2.5), width_ratios=(1, 1.7, 1, 1))
-    draw_witness(axes[0, 0], found.witnesses[0], "share of neighbours across")
+    tree, stable = found.witnesses
+    draw_witness(axes[0, 0], tree, "share of neighbours across")
     draw_tree(axes[0, 1], found, x)
-    draw_witness(axes[0, 2], found.witnesses[1], "prediction strength")
+    draw_witness(axes[0, 2], stable, "prediction strength")
     draw_score(axes[0, 3], found)
     for ax in axes[0, [0, 2, 3]]:
         ax.xaxis.get_major_locator().set_params(integer=True)
         if found.low is not None:
-            ax.axvspan(found.low - 0.5, found.high + 0.5, color=palette(2)[1], alpha=0.25, lw=0)
+            span = (found.low - 0.5, found.high + 0.5)
+            ax.axvspan(*span, color=palette(2)[1], alpha=0.25, lw=0, zorder=0)
     return fig
 
 # %% ../nbs/foundations/19_howmany.ipynb #91c87a1c

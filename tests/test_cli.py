@@ -24,6 +24,7 @@ OPTIONS = {
     "data": "--size --data-root",
     "bench": "--backbone --width --side --bs --times --json --device --set --precision --compile",
     "export": "RUN FILE.pt",
+    "howmany": "--max --method --profile --size --limit --seed --device --data-root --out",
 }
 
 
