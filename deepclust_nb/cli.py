@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['EXAMPLES', 'DATA', 'SPLIT', 'ROOT', 'DOWNLOAD', 'DEVICE', 'PROFILE', 'SET', 'RECIPE', 'SPEED', 'READING', 'cli',
            'seeds_of', 'settings_of', 'options', 'with_switches', 'train', 'train_each', 'keep_apart', 'spread',
-           'evaluate', 'predict', 'refine', 'export', 'methods', 'data', 'about_named', 'bench', 'bench_plan',
-           'measured', 'bench_table', 'main', 'in_full', 'fail']
+           'evaluate', 'predict', 'refine', 'export', 'howmany', 'methods', 'data', 'about_named', 'bench',
+           'bench_plan', 'measured', 'bench_table', 'main', 'in_full', 'fail']
 
 # %% ../nbs/foundations/14_cli.ipynb #981f4689
 import json
@@ -26,6 +26,7 @@ Examples
   deepclust train mmdc --data digits --seeds 0,1,2 --set lr=0.1
   deepclust predict runs/photos new.jpg more_photos/ --out where.csv
   deepclust refine runs/photos edits.json --link
+  deepclust howmany ~/photos
   deepclust export runs/photos photos.pt
 """
 
@@ -406,6 +407,65 @@ def export(folder, out):
     parts = dict.fromkeys(name.split(".")[0] for name in told["left_out"])
     click.echo(f"{out}: {told['bytes'] / 1e6:.1f} MB, SHA-256 {told['sha256']}")
     click.echo(f"left out, as no prediction reads it: {', '.join(parts)}")
+
+# %% ../nbs/foundations/14_cli.ipynb #380974ae
+@cli.command()
+@click.argument("source", metavar="FOLDER|RUN")
+@options(
+    click.option(
+        "--max",
+        "k_max",
+        type=int,
+        help="Largest number of clusters asked about. [default: 20, less for few images]",
+    ),
+    click.option(
+        "--method",
+        default="moco",
+        show_default=True,
+        help="What learns the features of a FOLDER: moco, byol, instance, nat or rotnet.",
+    ),
+    PROFILE,
+    click.option("--size", type=int, help="Bring the images to this side, px."),
+    click.option("--limit", type=int, help="Use so many of the images only."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Of everything random."),
+    DEVICE,
+    ROOT,
+    click.option(
+        "--out",
+        type=click.Path(path_type=Path),
+        help="Folder for the picture and the figures. [default: runs/howmany-NAME]",
+    ),
+    click.option("--quiet", is_flag=True, help="No progress bar."),
+)
+def howmany(source, out, quiet, **asked):
+    """How many clusters FOLDER or RUN holds: a range and why, or "I cannot tell".
+
+    FOLDER: a folder of images, a set by name, a .npz file of images, or a .npy table of
+    features, a row per image. On images a network is trained first that is told no number of
+    clusters. RUN: a run folder, whose features are asked; a method that was told a number
+    has features that lean to it.
+
+    \b
+    Two witnesses speak, each beside clouds without groups:
+      merge tree   K groups left: does joining two of them cross a gap?
+      stability    do two halves of the images draw the same K groups?
+
+    The range lies around the largest K whose groups are apart and found again. It is about
+    the features: two classes that look alike may count as one, a class that comes in two
+    kinds as two. howmany.png shows all of it.
+    """
+    from deepclust_nb import howmany as asking
+
+    where = Path(source).expanduser()
+    out = out or Path("runs") / f"howmany-{where.resolve().stem}"
+    keep_apart(out, where)
+    asked |= {"progress": not quiet and sys.stderr.isatty(), "say": click.echo}
+    found, x, warning = asking.ask(source, **asked)
+    asking.keep(found, x, warning, out)
+    click.echo(found.verdict)
+    if warning:
+        click.echo(warning)
+    click.echo(f"picture {out / 'howmany.png'}, figures {out / 'howmany.json'}")
 
 # %% ../nbs/foundations/14_cli.ipynb #3c9ac53b
 @cli.command()

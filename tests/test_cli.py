@@ -25,6 +25,7 @@ OPTIONS = {
     "bench": "--backbone --width --side --bs --times --json --device --set --precision --compile",
     "export": "RUN FILE.pt",
     "refine": "RUN EDITS.json --out --copy --link --data --data-root --device",
+    "howmany": "--max --method --profile --size --limit --seed --device --data-root --out",
 }
 
 

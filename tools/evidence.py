@@ -38,6 +38,43 @@ limit = asked.pop("limit", None)
 data = limited(load_data(**asked), limit)
 print(json.dumps(one_classical(data, name, data.k, seed)))
 """
+COUNT = """
+import json, sys, time
+from deepclust_nb.data import load_data
+from deepclust_nb.howmany import ask, noise_like, some_classes
+from deepclust_nb.train import surroundings
+
+case, seed, root = json.loads(sys.argv[1]), int(sys.argv[2]), sys.argv[3] or None
+data = load_data(case["data"], root=root)
+begin = time.time()
+if case["k"]:
+    data = some_classes(data, case["k"], case["each"], seed)
+else:
+    data = noise_like(data, case["each"], seed)
+told = {"progress": False, "say": lambda line: print(line, file=sys.stderr), "device": "cpu"}
+found, _, _ = ask(data, seed=seed, profile="laptop", **told)
+names = [] if data.y is None else [data.classes[i] for i in data.y.unique().tolist()]
+record = case | {"method": "moco", "profile": "laptop", "classes": names, "images": len(data)}
+record |= {"seed": seed, "seconds": round(time.time() - begin, 1), "device": "cpu"}
+print(json.dumps(record | {"found": found.as_dict()} | surroundings()))
+"""
+PROTOCOL_COUNT = (
+    "trained on the images of the case alone, without labels and without K; classes are read to draw "
+    "the case and to count it; the rules were set on the cases of how_many_tuning"
+)
+
+
+def count_cases(digits: list[int], mnist: list[int], each: int) -> dict[str, dict]:
+    "Names of the cases: all digits of k classes, or so many MNIST images of each; 0: noise."
+    cases = {}
+    for data, ks, n in (("digits", digits, 1000), ("mnist", mnist, each)):
+        for k in ks:
+            what = {0: "noise", 1: "one class"}.get(k, f"{k} classes")
+            case = {"data": data, "k": k, "each": 1000 if k < 2 else n}
+            cases[f"{data}, {what}"] = case
+    return cases
+
+
 BREAK_IT = {
     "MMDC": [],
     "targets drawn one by one": ["balanced=False"],
@@ -324,6 +361,20 @@ CLAIMS = {
         "fidelity": "all 2,100 images, JPEG, shrunk from 256 to 96 px",
         "paper": None,
     },
+    "how_many": {
+        "claim": "How many clusters: digits and MNIST subsets of 3 to 10 classes, and images without groups, one seed each",
+        "count": count_cases([3, 5, 7, 9, 10, 1, 0], [3, 4, 6, 8, 10, 1, 0], 300),
+        "seeds": [0],
+        "fidelity": "digits: all images of the classes drawn; MNIST: 300 images of each; 1,000 of one class and of noise",
+        "paper": None,
+    },
+    "how_many_tuning": {
+        "claim": "How many clusters: the cases on which the rules were set, one seed each",
+        "count": count_cases([3, 8, 1, 0], [7, 10, 1, 0], 300),
+        "seeds": [101],
+        "fidelity": "digits: all images of the classes drawn; MNIST: 300 images of each; 1,000 of one class and of noise",
+        "paper": None,
+    },
     "classical_digits": {
         "claim": "The classical seven on the pixels of scikit-learn's digits",
         "images": {"source": "digits"},
@@ -431,6 +482,12 @@ def scratch(claim: dict, variant: str, seed: int) -> Path:
     return ROOT / "runs" / "evidence" / f"{name}-{list(claim['variants']).index(variant)}-{seed}"
 
 
+def counted(claim: dict, variant: str, seed: int, root: str | None) -> dict:
+    "One answer to how many, in a process of its own."
+    job = [sys.executable, "-c", COUNT, json.dumps(claim["count"][variant]), str(seed), root or ""]
+    return json.loads(subprocess.run(job, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
 def trained(claim: dict, variant: str, seed: int, root: str | None) -> dict:
     "Train once; a run that was interrupted is taken up where it stood."
     out = scratch(claim, variant, seed)
@@ -474,7 +531,8 @@ LOOK += ("smallest_angle", "agreement", "chance", "churn", "light", "largest_wei
 
 def one_run(claim: dict, variant: str, seed: int, root: str | None) -> dict:
     "The record of a run."
-    make = clustered if "images" in claim else diagnosed if "expects" in claim else trained
+    kinds = {"images": clustered, "expects": diagnosed, "count": counted}
+    make = next((make for kind, make in kinds.items() if kind in claim), trained)
     about = {"variant": variant, "commit": commit(), "cores": os.cpu_count()}
     return about | make(claim, variant, seed, root)
 
@@ -486,12 +544,13 @@ def read(name: str) -> dict:
     head = {key: CLAIMS[name][key] for key in ("claim", "fidelity", "paper")}
     protocol = PROTOCOL_PIXELS if "images" in CLAIMS[name] else PROTOCOL
     protocol = PROTOCOL_HEALTH if "expects" in CLAIMS[name] else protocol
+    protocol = PROTOCOL_COUNT if "count" in CLAIMS[name] else protocol
     return head | {"protocol": protocol, "records": known["records"]}
 
 
 def write(name: str, result: dict) -> None:
     "Keep what has been measured, in the order of variants and seeds."
-    order = list(CLAIMS[name]["variants"])
+    order = list(variants(CLAIMS[name]))
     result["records"].sort(key=lambda r: (order.index(r["variant"]), r["seed"]))
     RESULTS.mkdir(exist_ok=True)
     part = RESULTS / f"{name}.json.part"
@@ -499,10 +558,15 @@ def write(name: str, result: dict) -> None:
     part.replace(RESULTS / f"{name}.json")
 
 
+def variants(claim: dict) -> dict:
+    "The rows of a claim."
+    return claim.get("variants") or claim["count"]
+
+
 def measure(name: str, seeds: list[int], again: bool, root: str | None) -> None:
     "Make the runs of a claim that are missing, one after the other, saving each."
-    for variant in CLAIMS[name]["variants"]:
-        for seed in seeds:
+    for variant in variants(CLAIMS[name]):
+        for seed in CLAIMS[name].get("seeds", seeds):
             result = read(name)
             found = [r for r in result["records"] if (r["variant"], r["seed"]) == (variant, seed)]
             if found and not again:
@@ -517,10 +581,13 @@ def measure(name: str, seeds: list[int], again: bool, root: str | None) -> None:
 def report(name: str) -> None:
     "Median and range of each variant."
     print(f"{name}: {CLAIMS[name]['claim']}")
-    for variant in CLAIMS[name]["variants"]:
+    for variant in variants(CLAIMS[name]):
         runs = [r for r in read(name)["records"] if r["variant"] == variant]
         if "expects" in CLAIMS[name]:
             print(f"  {variant:<42} {[' + '.join(r['found']) or 'well' for r in runs]}")
+            continue
+        if "count" in CLAIMS[name]:
+            print(f"  {variant:<20} {runs[0]['found']['verdict'] if runs else 'not run'}")
             continue
         values = [r["acc"] for r in runs]
         found = "not run"
