@@ -546,14 +546,20 @@ def look_closer(run: Run, data: ImageSet, assign: Tensor) -> tuple[dict, tuple[n
     return figures, (rows, h)
 
 
-def keep_look(data: ImageSet, folder: RunFolder, epoch: int, found: tuple, sample: tuple) -> None:
+def keep_look(
+    data: ImageSet,
+    folder: RunFolder,
+    epoch: int,
+    found: tuple[Tensor, Tensor],  # Clusters and confidence, (N,) each
+    sample: tuple[np.ndarray, Tensor],  # Positions (S,) and features (S,D), of `look_closer`
+) -> None:
     "Assignments and a map of the sample, for the pictures of the run."
     (assign, confidence), (rows, h) = map(to_numpy, found), sample
     xy = embed_2d(h) if len(rows) > 3 else np.zeros((len(rows), 2))
     folder.save_epoch(epoch, assign, rows, xy)
     folder.save_assignments([data.name(i) for i in range(len(data))], assign, confidence)
 
-
+# %% ../nbs/foundations/10_engine.ipynb #856dfe47
 def log_epoch(
     run: Run,
     means: dict,  # Terms of the epoch

@@ -112,7 +112,10 @@ def asked_for(
     return how_many(learned(plan.data, profile=plan.profile, **options), seed=plan.seed)
 
 
-def with_k(plan: Plan, found: HowMany) -> Plan:
+def with_k(
+    plan: Plan,
+    found: HowMany,  # What its images support
+) -> Plan:
     "The plan with the middle of the range as its number of clusters."
     if found.low is None:
         raise DeepClustError(f"{plan.data.title}: {found.verdict}; say how many with --k")

@@ -138,7 +138,7 @@ def surroundings() -> dict:
         "versions": {"python": platform.python_version()} | versions,
     }
 
-
+# %% ../nbs/foundations/13_train.ipynb #fc072e5b
 def hardware(device: torch.device) -> dict[str, Any]:
     "The GPU by name with its memory, the CPU with its cores; null where a system does not tell."
     name = memory = None
@@ -581,7 +581,7 @@ def finish(plan: Plan, run: Run, folder: RunFolder, say: Callable) -> dict[str, 
     say(f"run folder {folder.path}, gallery {page}")
     return summary
 
-
+# %% ../nbs/foundations/13_train.ipynb #da1c2ea0
 def compared(summary: dict[str, Any]) -> str:
     "The result beside the baselines, as a small table."
     if summary["acc"] is None:

@@ -25,6 +25,9 @@ OPTIONS = {
     "bench": "--backbone --width --side --bs --times --json --device --set --precision --compile",
     "export": "RUN FILE.pt",
     "refine": "RUN EDITS.json --out --copy --link --data --data-root --device",
+    "cluster": "FOLDER --k --method --weights --backbone --size --profile --epochs --seed --limit --out"
+    " --overwrite --copy --link --device --data-root --set",
+    "embed": "FOLDER FILE.npz --weights --backbone --size --device --data-root",
     "howmany": "--max --method --profile --size --limit --seed --device --data-root --out",
 }
 

@@ -219,8 +219,7 @@ class MMDC(Method):
 
     def passes(self, run) -> list[Pass]:
         "Rotations first, as in the released program, then clustering."
-        turn = Pass("turn", self.turned, self.turn_loss)
-        return [turn] * bool(self.turned) + super().passes(run)
+        return [Pass("turn", self.turned, self.turn_loss)] * bool(self.turned) + super().passes(run)
 
     def e_step(self, run) -> None:
         "Refinement: targets by k-means. NAT: means by k-means, which only its scores read."
