@@ -159,7 +159,7 @@ class Tree:
     ) -> Int[np.ndarray, " m"]:  # In 0..k-1, by first appearance
         "Which of k branches each of the m groups lies on."
         m = len(self.joins) + 1
-        top = np.arange(2 * m - 1)
+        top = np.arange(m + len(self.joins))
         for i in reversed(range(m - k)):  # later joins first, so that a branch knows its top
             top[self.joins[i]] = top[m + i]
         _, first, branch = np.unique(top[:m], return_index=True, return_inverse=True)
@@ -177,8 +177,7 @@ def merge_tree(
     while len(edges) > 1:
         share = connected(edges)
         speck = size < SPECK * len(group)
-        chosen = np.where(speck[:, None] | speck, 2 + share, share) if speck.any() else share
-        np.fill_diagonal(chosen, -1)
+        chosen = np.where(speck[:, None] | speck, share, -1) if speck.any() else share
         a, b = sorted(np.unravel_index(chosen.argmax(), chosen.shape))
         joins.append((name[a], name[b]))
         shares.append(share[a, b])
@@ -385,10 +384,9 @@ def nearest_to_middle(
 ) -> Int[Tensor, " m"]:
     "The point of each group that is nearest to its mean direction."
     m = int(group.max()) + 1
-    means = unit(torch.zeros(m, h.shape[1]).index_add_(0, group, h))
+    total = torch.zeros(m, h.shape[1]).index_add_(0, group, h)
     cosine = torch.full((len(h), m), -torch.inf)
-    own = torch.arange(len(h))
-    cosine[own, group] = (h * means[group]).sum(1)
+    cosine[torch.arange(len(h)), group] = torch.einsum("nd,nd->n", h, total[group])
     return cosine.argmax(0)
 
 # %% ../nbs/foundations/19_howmany.ipynb #896a1b77
@@ -422,7 +420,7 @@ def draw_tree(
     x=None,  # Images (N,C,H,W) of the points; None: no pictures
 ) -> None:
     "The merge tree down to a few more branches than the range has, an image each."
-    k = min(len(found.tree.joins) + 1, max(8, 3 * (found.high or 8) // 2))
+    k = min(len(found.tree.joins) + 1, max(8, min(16, (found.high or 8) + 2)))
     rows, largest = branches(found.tree, k, float(np.median(found.witnesses[0].null_low)))
     drawn = dendrogram(rows, ax=ax, no_labels=True, color_threshold=0, above_threshold_color="0.25")
     ax.set(title=f"its last {k} branches", ylim=(-0.2, 1.02), yticks=[0, 0.5, 1])
