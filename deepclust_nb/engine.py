@@ -498,8 +498,14 @@ def look_closer(run: Run, data: ImageSet, assign: Tensor) -> tuple[dict, tuple[n
     figures["churn"] = None if run.before is None else churn(assign, run.before)
     return figures, (rows, h)
 
-
-def keep_look(data: ImageSet, folder: RunFolder, epoch: int, found: tuple, sample: tuple) -> None:
+# %% ../nbs/foundations/10_engine.ipynb #dc924365
+def keep_look(
+    data: ImageSet,
+    folder: RunFolder,
+    epoch: int,
+    found: tuple,  # Clusters and confidence of all images
+    sample: tuple,  # Positions and features of some
+) -> None:
     "Assignments and a map of the sample, for the pictures of the run."
     (assign, confidence), (rows, h) = map(to_numpy, found), sample
     xy = embed_2d(h) if len(rows) > 3 else np.zeros((len(rows), 2))
