@@ -6,9 +6,9 @@
 __all__ = ['METHODS', 'Plan', 'as_json', 'surroundings', 'make_plan', 'settled', 'where_from', 'limited', 'build',
            'stored_weights', 'start_from', 'pretrained', 'pixel_baseline', 'note_start', 'start_of', 'rounded',
            'about_data', 'summary_of', 'save_figure', 'map_captions', 'curves_of', 'save_figures', 'confusion_of',
-           'train', 'advised', 'advice', 'epochs_left', 'announce', 'duration', 'judged', 'changed', 'warned', 'finish',
-           'compared', 'load_run', 'rebuilt', 'exported', 'stored_config', 'stored_recipe', 'blank_set', 'blank',
-           'predict', 'evaluate_run', 'export_run', 'parameters_of', 'without_paths']
+           'train', 'advised', 'advice', 'epochs_left', 'announce', 'duration', 'judged', 'changed', 'health_of',
+           'warned', 'finish', 'compared', 'load_run', 'rebuilt', 'exported', 'stored_config', 'stored_recipe',
+           'blank_set', 'blank', 'predict', 'evaluate_run', 'export_run', 'parameters_of', 'without_paths']
 
 # %% ../nbs/foundations/13_train.ipynb #4ea4f0ca
 import contextlib
@@ -465,6 +465,13 @@ def changed(plan: Plan) -> dict[str, Any]:
     return {n: getattr(usual, n) for n in names if getattr(usual, n) != getattr(plan.recipe, n)}
 
 
+def health_of(plan: Plan, run: Run) -> dict[str, Any]:  # 'found' and 'says'
+    "The diagnoses of a run, and what is said of it."
+    course = judged(plan, run)
+    found = diagnose(course, changed(plan))
+    return {"found": [one._asdict() for one in found], "says": verdict(found, course)}
+
+
 def warned(
     plan: Plan,
     say: Callable,
@@ -491,11 +498,9 @@ def finish(plan: Plan, run: Run, folder: RunFolder, say: Callable) -> dict[str, 
     "Summary, pictures and gallery of a run as it stands."
     say("k-means on pixels, to compare with, and the pictures")
     data, (assign, confidence) = plan.data, assignments(run.method, plan.data)
-    found = figures_of(assign, confidence, data.y, plan.k)
-    course = judged(plan, run)
-    trouble = diagnose(course, changed(plan))
-    health = {"found": [one._asdict() for one in trouble], "says": verdict(trouble, course)}
-    summary = summary_of(plan, run, found, start_of(folder)) | {"health": health}
+    health = health_of(plan, run)
+    found = figures_of(assign, confidence, data.y, plan.k) | {"health": health}
+    summary = summary_of(plan, run, found, start_of(folder))
     figures = save_figures(folder, data.to("cpu"), assign.cpu(), confidence.cpu(), plan.k)
     names = [data.name(i) for i in range(len(data))]
     folder.save_assignments(names, to_numpy(assign), to_numpy(confidence))
