@@ -233,8 +233,8 @@ LIMITS = {
     "heavy": Limit(5.0, "the same, where features are flat or clusters find no rest"),
     "worse": Limit(1.4, "a term, of what it is when it knows nothing; before training it had 1.3"),
     "plain": Limit(0.03, "distance of a term from what it is when it knows nothing, relative"),
-    "still": Limit(0.04, "change of the loss since the first look, relative; healthy runs had 0.8"),
-    "calm": Limit(0.1, "churn while nothing moves at all; early in a healthy run it is higher"),
+    "still": Limit(0.08, "largest change of the loss since the first look; healthy runs had 0.18"),
+    "calm": Limit(0.1, "churn while nothing moves; early in a healthy run it is higher"),
     "steps": Limit(200, "optimiser steps; the shortest recipe that learned had 320"),
     "lift": Limit(0.65, "agreement of neighbours beyond chance; healthy runs had 0.9 and more"),
     "each": Limit(30, "images a cluster has on average"),
@@ -311,14 +311,16 @@ def to_few_dimensions(course: Course) -> str | None:
 
 
 def still(course: Course) -> str | None:
-    "Neither the loss nor the clusters have moved since the first look."
-    looks = [look for look in course.looks if look["stage"] == course.last["stage"]]
+    "Neither the loss nor the clusters have moved in the longest stage."
+    stages = [look["stage"] for look in course.looks]
+    looks = [look for look in course.looks if look["stage"] == max(stages, key=stages.count)]
     first, last = looks[0], looks[-1]
-    if last["epoch"] - first["epoch"] < max(2, course.total // 10):
+    if last["epoch"] - first["epoch"] < max(2, course.total // 5):
         return None
     losses = [n for n in last if n.endswith(".loss") and n in first]
-    moves = [abs(last[n] - first[n]) / max(abs(first[n]), 1e-9) for n in losses]
-    if under("still", max(moves)) and under("calm", course.figure("churn", len(looks))):
+    moves = [abs(look[n] - first[n]) / max(abs(first[n]), 1e-9) for look in looks for n in losses]
+    churns = [look["churn"] for look in looks if look["churn"] is not None]
+    if under("still", max(moves)) and under("calm", float(np.median(churns))):
         return ", ".join(f"{n} {first[n]:.3g} at first, {last[n]:.3g} at last" for n in losses)
     return None
 
