@@ -545,7 +545,7 @@ def look_closer(run: Run, data: ImageSet, assign: Tensor) -> tuple[dict, tuple[n
     figures["churn"] = None if run.before is None else churn(assign, run.before)
     return figures, (rows, h)
 
-
+# %% ../nbs/foundations/10_engine.ipynb #74dc673a
 def keep_look(
     data: ImageSet,
     folder: RunFolder,

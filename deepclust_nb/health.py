@@ -233,8 +233,8 @@ LIMITS = {
     "heavy": Limit(5.0, "the same, where features are flat or clusters find no rest"),
     "worse": Limit(1.4, "a term, of what it is when it knows nothing; before training it had 1.3"),
     "plain": Limit(0.03, "distance of a term from what it is when it knows nothing, relative"),
-    "still": Limit(0.04, "change of the loss since the first look, relative; healthy runs had 0.8"),
-    "calm": Limit(0.1, "churn while nothing moves at all; early in a healthy run it is higher"),
+    "still": Limit(0.08, "largest change of the loss since the first look; healthy runs had 0.18"),
+    "calm": Limit(0.1, "churn while nothing moves; early in a healthy run it is higher"),
     "steps": Limit(200, "optimiser steps; the shortest recipe that learned had 320"),
     "lift": Limit(0.65, "agreement of neighbours beyond chance; healthy runs had 0.9 and more"),
     "each": Limit(30, "images a cluster has on average"),
@@ -243,26 +243,32 @@ LIMITS = {
 }
 
 
-def over(name: str, value: float | None) -> bool:
+def over(
+    name: str,  # Of a limit
+    value: float | None,
+) -> bool:
     "Whether a figure is there and above its limit."
     return value is not None and value > LIMITS[name].value
 
 
-def under(name: str, value: float | None) -> bool:
+def under(
+    name: str,  # Of a limit
+    value: float | None,
+) -> bool:
     "Whether a figure is there and below its limit."
     return value is not None and value < LIMITS[name].value
 
 # %% ../nbs/foundations/06_health.ipynb #7b93f7b0
-def rate_too_high(c: Course) -> str | None:
+def rate_too_high(course: Course) -> str | None:
     "Weights that steps have blown up, a term that is worse than ignorance, or no rest."
-    weights = [look["largest_weight"] for look in c.looks]
+    weights = [look["largest_weight"] for look in course.looks]
     if over("weight", max(weights)):
         return f"the largest weight was {max(weights):.3g}"
-    for name, level in c.plain.items():
-        value = c.lines[-1].get(name)
+    for name, level in course.plain.items():
+        value = course.lines[-1].get(name)
         if value is not None and over("worse", value / level):
             return f"{name} is {value:.3g}; knowing nothing, it would be {level:.3g}"
-    churn, rank = (c.figure(name, len(c.looks)) for name in ("churn", "effective_rank"))
+    churn, rank = (course.figure(name, len(course.looks)) for name in ("churn", "effective_rank"))
     if over("heavy", max(weights)) and (over("chaos", churn) or under("flat", rank)):
         still_moving = "" if churn is None else f", {churn:.0%} of the images change cluster"
         return (
@@ -271,94 +277,98 @@ def rate_too_high(c: Course) -> str | None:
     return None
 
 
-def all_in_one(c: Course) -> str | None:
+def all_in_one(course: Course) -> str | None:
     "Nearly all images in one cluster."
-    if over("one", c.last["chance"]):
-        return f"{c.last['clusters_used']} of {c.k} clusters in use, one holds {c.last['chance'] ** 0.5:.0%}"
+    if over("one", course.last["chance"]):
+        return f"{course.last['clusters_used']} of {course.k} clusters in use, one holds {course.last['chance'] ** 0.5:.0%}"
     return None
 
 
-def few_clusters(c: Course) -> str | None:
+def few_clusters(course: Course) -> str | None:
     "Some clusters are empty, or so small that they do not count."
-    used, in_use = c.last["clusters_used"], c.in_use()
-    if over("empty", 1 - used / c.k):
-        return f"{c.k - used} of {c.k} clusters are empty"
-    if under("few", in_use / c.k):
-        return f"the images lie as in {in_use:.1f} equal clusters, not {c.k}"
+    used, in_use = course.last["clusters_used"], course.in_use()
+    if over("empty", 1 - used / course.k):
+        return f"{course.k - used} of {course.k} clusters are empty"
+    if under("few", in_use / course.k):
+        return f"the images lie as in {in_use:.1f} equal clusters, not {course.k}"
     return None
 
 # %% ../nbs/foundations/06_health.ipynb #df9fcb35
-def to_a_point(c: Course) -> str | None:
+def to_a_point(course: Course) -> str | None:
     "All features point the same way."
-    spread, rank = c.figure("isotropy"), c.figure("effective_rank")
+    spread, rank = course.figure("isotropy"), course.figure("effective_rank")
     if under("point", spread):
         return f"isotropy {spread:.3f} (0: all equal), effective rank {rank:.1f}"
     return None
 
 
-def to_few_dimensions(c: Course) -> str | None:
+def to_few_dimensions(course: Course) -> str | None:
     "Features use fewer directions than the clusters need; K clusters need up to K - 1."
-    rank = c.figure("effective_rank")
-    if under("flat", rank) and rank < (c.k - 1) / 2:
-        return f"effective rank {rank:.1f} for {c.k} clusters"
+    rank = course.figure("effective_rank")
+    if under("flat", rank) and rank < (course.k - 1) / 2:
+        return f"effective rank {rank:.1f} for {course.k} clusters"
     return None
 
 
-def still(c: Course) -> str | None:
-    "Neither the loss nor the clusters have moved since the first look."
-    looks = [look for look in c.looks if look["stage"] == c.last["stage"]]
+def still(course: Course) -> str | None:
+    "Neither the loss nor the clusters have moved in the longest stage."
+    stages = [look["stage"] for look in course.looks]
+    looks = [look for look in course.looks if look["stage"] == max(stages, key=stages.count)]
     first, last = looks[0], looks[-1]
-    if last["epoch"] - first["epoch"] < max(2, c.total // 5):
+    if last["epoch"] - first["epoch"] < max(2, course.total // 5):
         return None
     losses = [n for n in last if n.endswith(".loss") and n in first]
-    moves = [abs(last[n] - first[n]) / max(abs(first[n]), 1e-9) for n in losses]
-    if under("still", max(moves)) and under("calm", c.figure("churn", len(looks))):
+    moves = [abs(look[n] - first[n]) / max(abs(first[n]), 1e-9) for look in looks for n in losses]
+    churns = [look["churn"] for look in looks if look["churn"] is not None]
+    if under("still", max(moves)) and under("calm", float(np.median(churns))):
         return ", ".join(f"{n} {first[n]:.3g} at first, {last[n]:.3g} at last" for n in losses)
     return None
 
 
-def few_steps(c: Course) -> str | None:
+def few_steps(course: Course) -> str | None:
     "Too little training for a network to learn anything."
-    if c.finished and under("steps", c.last["step"]):
-        return f"{c.last['step']} steps in {c.last['epoch']} epochs"
+    if course.finished and under("steps", course.last["step"]):
+        return f"{course.last['step']} steps in {course.last['epoch']} epochs"
     return None
 
 
-def knows_nothing(c: Course) -> str | None:
+def knows_nothing(course: Course) -> str | None:
     "A term of the loss sits where it is without any knowledge."
-    for name, level in c.plain.items():
-        tail = [line[name] for line in c.lines[-3:] if name in line]
+    for name, level in course.plain.items():
+        tail = [line[name] for line in course.lines[-3:] if name in line]
         if tail and all(under("plain", abs(v - level) / level) for v in tail):
             return f"{name} sits at {tail[-1]:.3g}; knowing nothing, it would be {level:.3g}"
     return None
 
 # %% ../nbs/foundations/06_health.ipynb #b910574a
-def too_many(c: Course) -> str | None:
+def too_many(course: Course) -> str | None:
     "Clusters of a few images cut through groups that belong together."
-    empty = 1 - c.last["clusters_used"] / c.k
-    if under("each", c.n / c.k) and (over("spare", empty) or under("lift", c.lift())):
-        return f"{c.n / c.k:.0f} images a cluster, {empty:.0%} of the clusters empty"
+    empty = 1 - course.last["clusters_used"] / course.k
+    if under("each", course.n / course.k) and (
+        over("spare", empty) or under("lift", course.lift())
+    ):
+        return f"{course.n / course.k:.0f} images a cluster, {empty:.0%} of the clusters empty"
     return None
 
 
-def cut_across(c: Course) -> str | None:
+def cut_across(course: Course) -> str | None:
     "Neighbours in feature space lie in different clusters."
-    if under("lift", c.lift()):
-        return f"{c.last['agreement']:.0%} of the neighbours share a cluster, {c.last['chance']:.0%} by chance"
+    if under("lift", course.lift()):
+        return f"{course.last['agreement']:.0%} of the neighbours share a cluster, {course.last['chance']:.0%} by chance"
     return None
 
 
-def by_light(c: Course) -> str | None:
+def by_light(course: Course) -> str | None:
     "Brightness or place alone tells the clusters."
-    if over("light", c.last["light"]):
-        return f"clusters account for {c.last['light']:.0%} of brightness, contrast or place"
+    if over("light", course.last["light"]):
+        return f"clusters account for {course.last['light']:.0%} of brightness, contrast or place"
     return None
 
 
-def unsettled(c: Course) -> str | None:
+def unsettled(course: Course) -> str | None:
     "Images still change their cluster at the end."
-    churn = c.figure("churn", 2)
-    if c.finished and over("churn", churn):
+    churn = course.figure("churn", 2)
+    if course.finished and over("churn", churn):
         return f"{churn:.0%} of the images changed cluster since the look before"
     return None
 
@@ -374,33 +384,33 @@ class Failure(NamedTuple):
     blames: bool = True  # Whether settings that were changed are the first suspects
 
 
-def slower(c: Course) -> str:
+def slower(course: Course) -> str:
     "Smaller steps."
-    return as_lr(c.lr / 10)
+    return as_lr(course.lr / 10)
 
 
-def faster(c: Course) -> str:
+def faster(course: Course) -> str:
     "Larger steps."
-    return as_lr(c.lr * 10)
+    return as_lr(course.lr * 10)
 
 
-def longer(c: Course) -> str:
+def longer(course: Course) -> str:
     "As many epochs as make three hundred steps, and at least twice as many."
-    need = math.ceil(300 * c.last["epoch"] / max(c.last["step"], 1))
-    return f"--epochs {max(need, 2 * c.total)}"
+    need = math.ceil(300 * course.last["epoch"] / max(course.last["step"], 1))
+    return f"--epochs {max(need, 2 * course.total)}"
 
 
-def fewer(c: Course) -> str:
+def fewer(course: Course) -> str:
     "As many clusters as are in use, or as have thirty images each."
-    return f"--k {max(2, min(round(c.in_use()), c.n // 30))}"
+    return f"--k {max(2, min(round(course.in_use()), course.n // 30))}"
 
 
-def fresh_start(c: Course) -> str:
+def fresh_start(course: Course) -> str:
     "Features that tell images apart before there are clusters."
-    return f"--init instance, or {as_lr(c.lr / 10)}"
+    return f"--init instance, or {as_lr(course.lr / 10)}"
 
 
-def rougher(c: Course) -> str:
+def rougher(course: Course) -> str:
     "Views that differ in what should not count."
     return "--set jitter=0.4 --set shift=0.1"
 
@@ -484,7 +494,12 @@ def look_at(
             raise Met(kind, name)
 
 # %% ../nbs/foundations/06_health.ipynb #4ea324ec
-def after_layer(name: str, part: nn.Module, given: tuple, out: Any) -> None:
+def after_layer(
+    name: str,  # Of the layer
+    part: nn.Module,  # The layer
+    given: tuple,  # Not used
+    out: Any,  # What the layer says
+) -> None:
     "A forward hook."
     look_at("layer", {f"{name} ({type(part).__name__})": out})
 

@@ -7,9 +7,9 @@ __all__ = ['METHODS', 'Plan', 'as_json', 'surroundings', 'hardware', 'make_plan'
            'pretrained', 'pixel_baseline', 'note_start', 'origin', 'start_of', 'rounded', 'about_data',
            'has_joint_norms', 'device_hours', 'summary_of', 'save_figure', 'map_captions', 'curves_of', 'save_figures',
            'confusion_of', 'train', 'advised', 'reason', 'advice', 'epochs_left', 'announce', 'duration', 'judged',
-           'changed', 'warned', 'finish', 'compared', 'load_run', 'rebuilt', 'exported', 'stored_recipe', 'as_tuple',
-           'predict', 'evaluate_run', 'check_shape', 'labelled_parts', 'linear_run', 'export_run', 'export_method',
-           'parameters_of', 'without_paths']
+           'changed', 'health_of', 'warned', 'finish', 'compared', 'load_run', 'rebuilt', 'exported', 'stored_recipe',
+           'as_tuple', 'predict', 'evaluate_run', 'check_shape', 'labelled_parts', 'linear_run', 'export_run',
+           'export_method', 'parameters_of', 'without_paths']
 
 # %% ../nbs/foundations/13_train.ipynb #4ea4f0ca
 import contextlib
@@ -535,6 +535,13 @@ def changed(plan: Plan) -> dict[str, Any]:
     return {n: getattr(usual, n) for n in names if getattr(usual, n) != getattr(plan.recipe, n)}
 
 
+def health_of(plan: Plan, run: Run) -> dict[str, Any]:  # 'found' and 'says'
+    "The diagnoses of a run, and what is said of it."
+    course = judged(plan, run)
+    found = diagnose(course, changed(plan))
+    return {"found": [one._asdict() for one in found], "says": verdict(found, course)}
+
+
 def warned(
     plan: Plan,
     say: Callable,
@@ -561,11 +568,9 @@ def finish(plan: Plan, run: Run, folder: RunFolder, say: Callable) -> dict[str, 
     "Summary, pictures and gallery of a run as it stands."
     say("k-means on pixels, to compare with, and the pictures")
     data, (assign, confidence) = plan.data, assignments(run.method, plan.data)
-    found = figures_of(assign, confidence, data.y, plan.k)
-    course = judged(plan, run)
-    trouble = diagnose(course, changed(plan))
-    health = {"found": [one._asdict() for one in trouble], "says": verdict(trouble, course)}
-    summary = summary_of(plan, run, found, start_of(folder)) | {"health": health}
+    health = health_of(plan, run)
+    found = figures_of(assign, confidence, data.y, plan.k) | {"health": health}
+    summary = summary_of(plan, run, found, start_of(folder))
     figures = save_figures(folder, data.to("cpu"), assign.cpu(), confidence.cpu(), plan.k)
     names = [data.name(i) for i in range(len(data))]
     folder.save_assignments(names, to_numpy(assign), to_numpy(confidence))

@@ -27,7 +27,7 @@ STORED = 1_000_000  # Bytes of a notebook with its outputs
 KNOWN = set(
     "self cls x idx h z y p q k n scores centres pseudo assign tau momentum seed epoch step device "
     "module data run path method plan recipe folder config views what stream channels width bs lr "
-    "confidence names history keys title ax axes rows columns profile say value error".split()
+    "confidence names history keys title ax axes rows columns profile say value error course optimiser".split()
 )
 VOLATILE = {
     "memory address": r"\b0x[0-9a-fA-F]{6,}\b",

@@ -187,6 +187,7 @@ def draw_cloud(
 TAU = 0.1  # Width of a cluster when scores become probabilities; ours, changes no assignment
 
 
+# long: targets, both passes and how clusters are read off, in one place
 class MMDC(Method):
     "Multi-Modal Deep Clustering (Shiran and Weinshall, arXiv:1912.02678)."
 
