@@ -577,7 +577,7 @@ def finish(plan: Plan, run: Run, folder: RunFolder, say: Callable) -> dict[str, 
     page = folder.path / "gallery.html"
     shown = {"figures": figures, "y": data.y, "classes": data.classes, "view": folder.last_look()}
     shown["features"] = extract(run.method, data, run.method.features, precision="float32").cpu()
-    shown["health"] = [(d.name, d.evidence, d.fix) for d in trouble]
+    shown["health"] = [(d["name"], d["evidence"], d["fix"]) for d in health["found"]]
     write_gallery(page, data.x, assign, confidence, names, summary, **shown)
     write_json(folder.path / "summary.json", summary)
     say(compared(summary))
