@@ -510,7 +510,8 @@ def diagnosed(claim: dict, variant: str, seed: int, root: str | None) -> dict:
         job = command(claim, claim["variants"][variant], seed, out, root)
         done = subprocess.run(job, capture_output=True, text=True)
         config = json.loads((out / "config.json").read_text())
-        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        log = out / "metrics.jsonl"  # missing when the first epoch broke
+        lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
         if (out / "summary.json").exists():
             health = json.loads((out / "summary.json").read_text())["health"]
             found, says = [one["name"] for one in health["found"]], health["says"]
