@@ -314,7 +314,7 @@ def describe_map(
 
 # %% ../nbs/foundations/09_gallery.ipynb #9fe125cb
 def check_gallery(
-    x: Sequence,  # (N,C,H,W)
+    x,  # (N,C,H,W)
     assign: np.ndarray,
     per_image: dict,  # What else there must be one of per image
     k: int,

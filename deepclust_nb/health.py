@@ -326,8 +326,8 @@ def still(course: Course) -> str | None:
 
 
 def few_steps(course: Course) -> str | None:
-    "Too little training for a network to learn anything."
-    if course.finished and under("steps", course.last["step"]):
+    "Too little training for a network to learn anything; of a frozen one nothing is asked."
+    if course.finished and course.last["step"] and under("steps", course.last["step"]):
         return f"{course.last['step']} steps in {course.last['epoch']} epochs"
     return None
 
