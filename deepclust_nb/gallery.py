@@ -17,6 +17,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -101,7 +102,7 @@ def figure_uri(figure: str | Path | bytes) -> str:  # A PNG file, or its bytes
 class Clustering:
     "Images and where each of them went."
 
-    x: Sequence  # (N,C,H,W) uint8, read image by image
+    x: Any  # (N,C,H,W) uint8, read image by image
     assign: np.ndarray  # (N,), -1 for an image that belongs nowhere
     confidence: np.ndarray  # (N,)
     names: Sequence[str]
@@ -208,7 +209,8 @@ def describe_clusters(
     c: Clustering,  # What is shown
 ) -> list[dict]:
     "What the page needs of each cluster."
-    clusters, n, low, high = [], len(c.assign), c.confidence.min(), c.confidence.max()
+    clusters, n = [], len(c.assign)
+    low, high = float(c.confidence.min()), float(c.confidence.max())
     largest = np.bincount(c.assign[c.assign >= 0], minlength=1).max()
     for number, title in sorted(c.titles.items(), key=lambda item: (item[0] < 0, item[0])):
         members = np.flatnonzero(c.assign == number)
