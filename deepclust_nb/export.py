@@ -188,7 +188,9 @@ def describes(
     "Whether it says what the weights are of, and of which images."
     if not isinstance(about, dict) or not about.keys() >= {"sha256", "config", "left_out"}:
         return False
-    config = about["config"]
+    config, beside = about["config"], about.get("beside", [])
+    if not isinstance(beside, list):
+        return False
     data = config.get("data") if isinstance(config, dict) else None
     shape = data.get("shape") if isinstance(data, dict) else None
     plain = isinstance(shape, list) and set(map(type, shape)) == {int}

@@ -112,7 +112,11 @@ def take_weights(
     net = core_of(method.net)
     found = under_prefix(foreign_weights(method, source), net.state_dict())
     if found is None:
-        raise DeepClustError(f"{source}: not the weights of this backbone; use the same network")
+        whole = f"; an export needs {described(Path(source)).name} beside it" * weights_alone(
+            source
+        )
+        fits = "not the weights of this backbone, use the same network"
+        raise DeepClustError(f"{source}: {fits}{whole}")
     net.load_state_dict(found, strict=False)
 
 

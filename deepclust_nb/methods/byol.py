@@ -315,4 +315,6 @@ def build(recipe: BYOLRecipe, data: ImageSet, k: int, seed: int) -> tuple[BYOL, 
     return with_weights(recipe, method), two_views(*pair_of(recipe))
 
 
-CARDS = {"byol": Card("BYOL + k-means (Grill et al., NeurIPS 2020)", byol_recipe, build, True)}
+CARDS = {
+    "byol": Card("BYOL + k-means (Grill et al., NeurIPS 2020)", byol_recipe, build, extra=True)
+}

@@ -323,4 +323,6 @@ def build(recipe: DigProRecipe, data: ImageSet, k: int, seed: int) -> tuple[DigP
     return with_weights(recipe, method), views_of(recipe)
 
 
-CARDS = {"digpro": Card("DigPro: momentum groups (Zhang et al., 2024)", digpro_recipe, build, True)}
+CARDS = {
+    "digpro": Card("DigPro: momentum groups (Zhang et al., 2024)", digpro_recipe, build, extra=True)
+}

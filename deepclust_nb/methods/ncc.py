@@ -327,4 +327,4 @@ def build(recipe: NCCRecipe, data: ImageSet, k: int, seed: int) -> tuple[NCC, Ca
     return with_weights(recipe, method), views_of(recipe)
 
 
-CARDS = {"ncc": Card("NCC / ProPos (Huang et al., TPAMI 2022)", ncc_recipe, build, True)}
+CARDS = {"ncc": Card("NCC / ProPos (Huang et al., TPAMI 2022)", ncc_recipe, build, extra=True)}
