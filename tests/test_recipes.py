@@ -154,7 +154,7 @@ def test_every_set_of_a_paper_has_its_recipes(method):
             assert f"{known or 'not measured here'}" in recipe.expects, name
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", LEARNING)
 def test_long_recipes_say_what_to_expect(method):
     for name in DATASETS:
         for profile in ("gpu", "full"):
