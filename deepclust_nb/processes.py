@@ -14,6 +14,7 @@ import shutil
 import signal
 import socket
 import sys
+import threading
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -172,16 +173,27 @@ class Stopped(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def ends_in_order() -> Iterator[None]:
-    "Within the block, of the main thread, SIGTERM raises `Stopped`, once."
+    "Within the block, of the main thread, SIGTERM raises `Stopped`, once; neither it nor Ctrl-C goes lost."
 
     def stop(number, frame):
         signal.signal(number, signal.SIG_IGN)
         raise Stopped
 
-    before = signal.signal(signal.SIGTERM, stop)
+    def ask_again(dropped):
+        if not isinstance(dropped.exc_value, KeyboardInterrupt):
+            return hook(dropped)
+        asked = isinstance(dropped.exc_value, Stopped)
+        if asked:
+            signal.signal(signal.SIGTERM, stop)
+        number = signal.SIGTERM if asked else signal.SIGINT
+        threading.Timer(0.05, signal.raise_signal, [number]).start()
+
+    before, hook = signal.signal(signal.SIGTERM, stop), sys.unraisablehook
+    sys.unraisablehook = ask_again
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         signal.signal(signal.SIGTERM, before)
 
 

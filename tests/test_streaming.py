@@ -264,7 +264,7 @@ def test_no_process_is_left(pictures, tmp_path, how):
     os.killpg(run.pid, number) if how == "SIGINT" else run.send_signal(number)
     said = run.communicate(timeout=60)[1]
     assert gone(map(int, group)) and state_in(tmp_path / "run")["epoch"] >= 1
-    assert run.returncode == {"SIGINT": 130}.get(how, -number)
+    assert run.returncode == {"SIGINT": 130}.get(how, -number), said
     if how == "SIGINT":
         assert "stopped; the last finished epoch is kept" in said and "Traceback" not in said
 
