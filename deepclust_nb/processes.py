@@ -14,8 +14,8 @@ import shutil
 import signal
 import socket
 import sys
-import threading
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
