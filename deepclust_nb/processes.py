@@ -196,7 +196,7 @@ def ends_in_order() -> Iterator[None]:
         sys.unraisablehook = hook
         signal.signal(signal.SIGTERM, before)
 
-
+# %% ../nbs/foundations/09_processes.ipynb #276080d6
 def lost(error: BaseException) -> bool:
     "Whether an error says that another process does not answer."
     says = ("Connection closed by peer", "Connection reset", "Broken pipe", "Timed out waiting")
