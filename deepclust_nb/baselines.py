@@ -21,9 +21,9 @@ from tqdm.auto import tqdm
 
 from .bench import peak_memory_mb
 from .core import check_k
-from .data import ImageSet
+from .data import ImageSet, limited
 from .metrics import mass_entropy, pixels, score, sizes
-from .train import hardware, limited, rounded, surroundings
+from .train import hardware, rounded, surroundings
 
 # %% ../nbs/foundations/16_baselines.ipynb #f018685c
 Pixels = Float[np.ndarray, "N D"]

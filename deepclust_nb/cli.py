@@ -6,7 +6,7 @@
 __all__ = ['EXAMPLES', 'DATA', 'SPLIT', 'ROOT', 'DOWNLOAD', 'DEVICE', 'PROFILE', 'SET', 'RECIPE', 'SPEED', 'READING', 'WEIGHTS',
            'cli', 'seeds_of', 'settings_of', 'options', 'with_switches', 'train', 'train_each', 'keep_apart', 'spread',
            'evaluate', 'predict', 'cluster', 'embed', 'refine', 'export', 'howmany', 'methods', 'data', 'about_named',
-           'bench', 'bench_plan', 'measured', 'bench_table', 'main', 'in_full', 'fail']
+           'bench', 'bench_plan', 'measured', 'bench_table', 'main', 'usual_out', 'in_full', 'fail']
 
 # %% ../nbs/foundations/14_cli.ipynb #981f4689
 import json
@@ -245,7 +245,7 @@ def train(
     if backbone:
         settings["backbone"] = backbone
     where = Path(source).expanduser()
-    out = out or Path("runs") / f"{method}-{where.resolve().stem}"
+    out = out or usual_out(method, where)
     keep_apart(out, where)
     if seeds and seed is not None:
         raise click.UsageError("--seed and --seeds: choose one")
@@ -323,21 +323,16 @@ def spread(
 def evaluate(folder, source, split, probe, linear, linear_epochs, device, root):
     "Accuracy of RUN (a run folder or an exported file) on labelled images, as JSON; --split: another part."
     from deepclust_nb import train as training
-    from deepclust_nb.core import DeepClustError
     from deepclust_nb.data import load_data
     from deepclust_nb.start import stored_config
 
-    config = stored_config(folder)
-    if not (source or config["source"]):
-        raise DeepClustError(f"{folder}: does not say where its images are; name them with --data")
-    trained = config["data"].get("split") or None  # of the run; None for a folder
-    own = not source and split in (None, trained)
-    split = trained if own else split
-    same = {"extra": own and training.METHODS[config["method"]].extra}
-    same |= {"limit": config["limit"]} if own else {}
-    side = config["data"]["shape"][1]
-    data = load_data(source or config["source"], side, root, split=split, **same)
-    if own and data.fingerprint() != config["data"]["fingerprint"]:
+    config, same = stored_config(folder), True
+    if source is None and split in (None, config["data"].get("split")):
+        data, same = training.images_of(folder, root=root)
+    else:
+        side = config["data"]["shape"][1]
+        data = load_data(source or config["source"], side, root, split=split)
+    if not same:
         click.echo(f"{data.title}: the images are not those of the training any more", err=True)
     found = training.evaluate_run(folder, data, device, probe)
     if linear:
@@ -363,7 +358,7 @@ def predict(folder, images, out, device):
 
     method, config = training.load_run(folder, device)
     data = load_files(list(images), config["data"]["shape"])
-    for line in (*data.notes, *(f"skipped {path}: {why}" for path, why in data.skipped)):
+    for line in data.remarks:
         click.echo(line, err=True)
     assign, confidence = training.predict(method, data)
     table = assignment_table(data.paths, assign.tolist(), confidence.tolist())
@@ -434,7 +429,7 @@ def cluster(source, out, quiet, **asked):
     from deepclust_nb import photos
 
     where = Path(source).expanduser()
-    out = out or Path("runs") / f"cluster-{where.resolve().stem}"
+    out = out or usual_out("cluster", where)
     keep_apart(out, where)
     progress = not quiet and sys.stderr.isatty()
     photos.cluster(source, out, progress=progress, say=click.echo, **asked)
@@ -546,7 +541,7 @@ def howmany(source, out, quiet, **asked):
     from deepclust_nb import howmany as asking
 
     where = Path(source).expanduser()
-    out = out or Path("runs") / f"howmany-{where.resolve().stem}"
+    out = out or usual_out("howmany", where)
     keep_apart(out, where)
     asked |= {"progress": not quiet and sys.stderr.isatty(), "say": click.echo}
     found, x, warning = asking.ask(source, **asked)
@@ -614,7 +609,7 @@ def data(source, size, root, download):
         found = load_data(source, size)
         classes = f"{found.k} classes" if found.k else "no labels"
         click.echo(f"{found.title}: {len(found)} images {tuple(found.shape)}, {classes}")
-        for line in (*found.notes, *(f"skipped {path}: {why}" for path, why in found.skipped)):
+        for line in found.remarks:
             click.echo(f"  {line}")
 
 
@@ -757,6 +752,7 @@ def bench_table(
 # %% ../nbs/foundations/14_cli.ipynb #9bc47470
 def main(args: list[str] | None = None) -> None:  # Ends the process
     "The `deepclust` command."
+    words = sys.argv[1:] if args is None else args
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a file name may be no text
             stream.reconfigure(errors="backslashreplace")
@@ -768,7 +764,10 @@ def main(args: list[str] | None = None) -> None:  # Ends the process
     except click.ClickException as error:
         fail(error.format_message())
     except (click.Abort, KeyboardInterrupt):
-        fail("stopped; the last finished epoch is kept, go on with --resume", 130)
+        from deepclust_nb.runs import GO_ON
+
+        kept = f"; the last finished epoch is kept, {GO_ON}" if words[:1] == ["train"] else ""
+        fail(in_full(f"stopped{kept}", words), 130)
     except (RuntimeError, MemoryError) as error:
         from deepclust_nb.speed import out_of_memory
 
@@ -782,7 +781,16 @@ def main(args: list[str] | None = None) -> None:  # Ends the process
 
         if not isinstance(error, DeepClustError):
             raise
-        fail(in_full(str(error), sys.argv[1:] if args is None else args))
+        fail(in_full(str(error), words))
+
+
+def usual_out(
+    what: str,  # Method or command
+    where: Path,  # Of the images: a folder, a file, or a name
+) -> Path:
+    "The run folder that nobody named; a folder's name is taken whole."
+    whole = where.resolve()
+    return Path("runs") / f"{what}-{whole.name if whole.is_dir() else whole.stem}"
 
 
 def in_full(

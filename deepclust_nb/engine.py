@@ -409,7 +409,7 @@ def sound_epoch(
 def standing(run: Run) -> dict:
     "A copy of all that an epoch changes."
     state = {"method": run.method.state_dict(), "optimiser": run.optimiser.state_dict()}
-    return copy.deepcopy(state) | {"step": run.step}
+    return copy.deepcopy(state) | {"step": run.step, "epoch": run.epoch}
 
 
 def origin(
@@ -421,7 +421,7 @@ def origin(
         return None
     run.method.load_state_dict(start["method"])
     run.optimiser.load_state_dict(start["optimiser"])
-    run.step, found = start["step"], []
+    run.step, run.epoch, found = start["step"], start["epoch"], []
     with watching(run.method, run.optimiser, found):
         train_epoch(run, tqdm(disable=True), partial(watch_pass, method=run.method))
     return found[0] if found else None

@@ -27,10 +27,18 @@ from torch import Tensor
 from .bench import estimate
 from .cluster import nearest, spherical_kmeans
 from .core import DeepClustError, NotFinite, generator, to_numpy, unit
-from .data import ImageSet, load_data
+from .data import ImageSet, limited, load_data, placed
 from .engine import extract, fit, new_run
 from .runs import RunFolder, write_error, write_json
-from .train import build, duration, limited, load_run, make_plan, save_figure
+from deepclust_nb.train import (
+    METHODS,
+    build,
+    duration,
+    images_of,
+    load_run,
+    make_plan,
+    save_figure,
+)
 from .viz import as_rgb, palette, panels
 
 # %% ../nbs/foundations/19_howmany.ipynb #d2503bb3
@@ -525,23 +533,17 @@ def of_run(
     device: str = "auto",
 ) -> tuple[Float[Tensor, "N D"], ImageSet, str]:  # Unit rows, their images, a warning or ''
     "Features of a stored run."
+    data, same = images_of(folder, root=root)
     method, config = load_run(folder, device)
-    if not config["source"]:
-        raise DeepClustError(f"{folder}: does not say where its images are; give them instead")
-    about = config["data"]
-    part = about.get("split") or None
-    data = limited(
-        load_data(config["source"], about["shape"][1], root, split=part), config["limit"]
-    )
-    h = unit(extract(method, data.to(method.t.device), method.features))
-    told = (
-        f"these features were trained towards K={config['k']} by {config['method']} and lean to it"
-    )
-    return (
-        h,
-        data,
-        "" if config["method"] in FREE else f"{told}; give the images for an answer that does not",
-    )
+    h = unit(extract(method, placed(data, method.t.device), method.features))
+    k, name = config["k"], config["method"]
+    told = [] if same else ["the images are not those of the training any more"]
+    if METHODS[name].learns and name not in FREE:
+        told += [
+            f"these features were trained towards K={k} by {name} and lean to it; "
+            "give the images for an answer that does not"
+        ]
+    return h, data, "; ".join(told)
 
 # %% ../nbs/foundations/19_howmany.ipynb #7462a44a
 def load_table(
@@ -572,8 +574,8 @@ def ask(
     if where and RunFolder(where).config_file.is_file():
         h, data, warning = of_run(where, root, training.get("device", "auto"))
         return how_many(h, k_max, seed), data.x, warning
-    data = limited(load_data(source, size, root) if where else source, limit)
-    for note in (*data.notes, *(f"skipped {path}: {why}" for path, why in data.skipped)):
+    data = load_data(source, size, root, limit=limit) if where else limited(source, limit)
+    for note in data.remarks:
         training.get("say", print)(note)
     largest_k(len(data), k_max)
     return how_many(learned(data, seed=seed, **training), k_max, seed), data.x, ""

@@ -191,7 +191,7 @@ def linear_evaluation(
     how = {"epochs": epochs, "bs": bs, "rates": list(rates), "seed": seed}
     taken_up(folder, described(net, learned, how))
     heads = LinearHeads(net, view, learned.y, classes_in(train, test), rates, seed)
-    heads = heads.to(learned.x.device)
+    heads = heads.to(learned.device)
     settings = {"stages": (("linear", epochs),), "bs": bs, "lr": bs / 256, "log_every": epochs}
     settings |= {"schedule": step_decay(((0.6, 0.1), (0.8, 0.1))), "speed": speed, "seed": seed}
     options = {"folder": folder, "resume": folder is not None, "progress": progress}

@@ -388,8 +388,8 @@ def listed_files(
     "Files and classes as a list of Tiny-ImageNet's kind has them."
     there = {path.name: path for path in find_images(folder / "images")[0]}
     for line in (folder / LIST).read_text(encoding="utf-8").splitlines():
-        file, owner, *_ = line.split("\t")
-        if file in there:
+        file, owner, *_ = *line.split("\t"), ""
+        if file in there and owner:
             yield there[file], owner
 
 # %% ../nbs/foundations/01_named.ipynb #75c53973
@@ -414,9 +414,8 @@ def synset_words(
     "What the authors' `words.txt` calls each synset."
     file = folder / "words.txt"
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    return {
-        synset: names.split(",")[0] for synset, names in (line.split("\t", 1) for line in lines)
-    }
+    pairs = (line.split("\t", 1) for line in lines if "\t" in line)
+    return {synset: names.split(",")[0] for synset, names in pairs}
 
 
 def files_of(

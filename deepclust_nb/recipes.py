@@ -204,6 +204,8 @@ def parsed(
     kinds: tuple[type, ...],  # Types that are allowed
 ) -> Any:
     "The value written as text, of one of the types."
+    if kinds == (str,):
+        return text
     try:
         value = ast.literal_eval(text.title() if bool in kinds else text)
     except (ValueError, SyntaxError):

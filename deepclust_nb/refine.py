@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'FIELDS', 'MOST_BYTES', 'MOST_PARTS', 'LONGEST_NAME', 'shown', 'wrong_with', 'wrong_name',
            'no_constant', 'read_edits', 'checked', 'Draft', 'without_turns', 'split_up', 'apply_edits', 'Stored',
-           'read_table', 'stored', 'images_of', 'features_of', 'files_of', 'counted', 'check_out', 'summary_after',
+           'read_table', 'stored', 'same_images', 'features_of', 'files_of', 'counted', 'check_out', 'summary_after',
            'write_refined', 'refine', 'sorted_line']
 
 # %% ../nbs/foundations/18_refine.ipynb #cf25de8a
@@ -24,14 +24,14 @@ import torch
 
 from .cluster import kmeans
 from .core import DeepClustError, to_numpy
-from .data import ImageSet, load_data
+from .data import ImageSet, placed
 from .engine import extract
 from .folders import new_folder, sort_into
 from .gallery import fingerprint_of, write_gallery
 from .metrics import score
 from .named import DATA_ROOT, DATASETS
 from .runs import RunFolder, write_json
-from .train import limited, load_run
+from .train import images_of, load_run
 
 # %% ../nbs/foundations/18_refine.ipynb #a53a6fd5
 FORMAT, VERSION = "deepclust edits", 1
@@ -263,20 +263,14 @@ def stored(folder: str | Path) -> Stored:
     return Stored(folder, *read_table(folder / "assignments.csv"), titles)
 
 # %% ../nbs/foundations/18_refine.ipynb #3be6b367
-def images_of(
+def same_images(
     run: Path,
     source: str | None = None,  # Where the images are now; None: where they were
     root: str | None = None,  # Folder that holds the sets known by name
 ) -> ImageSet:
-    "The images of a run."
-    config = RunFolder(run).config()
-    if not (source or config["source"]):
-        raise DeepClustError(f"{run}: does not say where its images are; name them with --data")
-    about = config["data"]
-    split = about.get("split") or None
-    data = load_data(source or config["source"], about["shape"][1], root, split=split)
-    data = limited(data, config["limit"])
-    if data.fingerprint() != about["fingerprint"]:
+    "The images of a run; others are refused."
+    data, same = images_of(run, source, root)
+    if not same:
         raise DeepClustError(f"{data.title}: the images are not those of {run} any more")
     return data
 
@@ -290,7 +284,7 @@ def features_of(
     if not RunFolder(run).checkpoint_file.is_file():
         return None
     method, _ = load_run(run, device)
-    there = data.to(method.t.device)
+    there = placed(data, method.t.device)
     return extract(method, there, method.features, precision="float32").cpu()
 
 
@@ -391,7 +385,7 @@ def refine(
     where = source or RunFolder(was.run).config()["source"]
     out = Path(out) if out else Path(folder).with_name(Path(folder).resolve().name + "-refined")
     check_out(out, Path(folder), was.run, Path(where).expanduser())
-    data = images_of(was.run, source, root)
+    data = same_images(was.run, source, root)
     files = files_of(data, where, root) if mode else []
     features = features_of(was.run, data, device)
     after = apply_edits(was.assign, was.titles, edits, features)
@@ -409,5 +403,5 @@ def sorted_line(
 ) -> str:
     "What became of the images, in a line."
     parts = [f"{done[name]} {name}" for name in ("copied", "linked") if done[name]]
-    parts += [f"{len(done['skipped'])} left out, not there any more"] if done["skipped"] else []
+    parts += [f"{len(done['skipped'])} left out, cannot be read"] if done["skipped"] else []
     return f"{folder}: {', '.join(parts)}"

@@ -24,12 +24,12 @@ from jaxtyping import Bool, Float, Int
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .data import ImageSet, batch_count
+from .data import ImageSet, batch_count, limited
 from .engine import new_run
 from .metrics import correct
 from .recipes import Recipe, blank_set
 from .runs import RunFolder
-from .train import METHODS, Plan, build, evaluate_run, limited, make_plan
+from .train import METHODS, Plan, build, evaluate_run, make_plan
 from .viz import PETROFF, by_confidence, draw_rows, panels, show_images
 
 # %% ../nbs/foundations/15_report.ipynb #0838b580

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WRITTEN', 'GO_ON', 'MAY_DIFFER', 'atomic_write', 'name_too', 'write_error', 'assignment_table', 'write_json',
-           'first_difference', 'read_checkpoint', 'epoch_in', 'RunFolder']
+           'first_difference', 'epoch_of', 'read_epoch', 'read_checkpoint', 'epoch_in', 'RunFolder']
 
 # %% ../nbs/foundations/07_runs.ipynb #3faa7947
 import contextlib
@@ -96,6 +96,8 @@ WRITTEN = (  # `config.json` last: while it is there, the folder is known as a r
         "start.json",
         "assignments.csv",
         "gallery.html",
+        "howmany.json",
+        "howmany.png",
         "*.part",
     ),
     *("clusters.png", "sizes.png", "curves.png", "maps.png", "confusion.png"),
@@ -127,6 +129,25 @@ def first_difference(
         if found:
             return found
     return None
+
+
+def epoch_of(
+    file: Path,  # Of a stored epoch
+) -> int:
+    "The epoch that its name says."
+    return int(file.stem)
+
+
+def read_epoch(
+    file: Path,  # Of a stored epoch
+) -> dict:  # 'assign', 'rows', 'xy'
+    "A stored epoch; never runs code from the file."
+    try:
+        return dict(np.load(file, allow_pickle=False))
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DeepClustError(
+            f"{file}: damaged ({type(error).__name__}); delete it, what is lost is one picture of the run"
+        ) from error
 
 
 def read_checkpoint(file: Path) -> dict:
@@ -247,8 +268,8 @@ class RunFolder:
     def keep_epochs(self, epochs: int) -> list[dict]:
         "Forget what was logged after the epoch of the checkpoint; returns what is kept."
         kept = [line for line in self.metrics() if line["epoch"] <= epochs]
-        for file in (self.path / "epochs").glob("[0-9]*.npz"):
-            if int(file.stem) > epochs:
+        for file in self.stored_epochs():
+            if epoch_of(file) > epochs:
                 file.unlink()
         atomic_write(self.metrics_file, "".join(json.dumps(line) + "\n" for line in kept).encode())
         return kept
@@ -268,15 +289,18 @@ class RunFolder:
         np.savez_compressed(buffer, assign=assign.astype(np.int32), **arrays)
         atomic_write(self.path / "epochs" / f"{epoch:04d}.npz", buffer.getvalue())
 
+    def stored_epochs(self) -> list[Path]:
+        "The file of each stored epoch, in no order."
+        return list((self.path / "epochs").glob("[0-9]*.npz"))
+
     def epochs(self) -> dict[int, dict]:
         "Every stored epoch: {'assign', 'rows', 'xy'}."
-        files = sorted((self.path / "epochs").glob("[0-9]*.npz"))
-        return {int(f.stem): dict(np.load(f, allow_pickle=False)) for f in files}
+        return {epoch_of(f): read_epoch(f) for f in sorted(self.stored_epochs(), key=epoch_of)}
 
     def last_look(self) -> dict | None:
         "The newest of the stored epochs; None before the first."
-        newest = max((self.path / "epochs").glob("[0-9]*.npz"), default=None)
-        return None if newest is None else dict(np.load(newest, allow_pickle=False))
+        newest = max(self.stored_epochs(), default=None, key=epoch_of)
+        return None if newest is None else read_epoch(newest)
 
     def save_checkpoint(self, state: dict) -> None:
         "Replace the checkpoint in one step; the one before it stays beside it."

@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 
 from .core import DeepClustError
 from .pictures import Look, obey_parent, read_rows
+from .runs import GO_ON
 from .processes import Gather, rank, world
 
 # %% ../nbs/foundations/01_stream.ipynb #58de64b3
@@ -44,10 +45,13 @@ def alive() -> Iterator[None]:
     "Within the block, a reader that ended is told in a line."
     try:
         yield
-    except BrokenProcessPool:
+    except (BrokenProcessPool, OSError) as error:
+        # the second is what Python's pool says if it breaks while a task is handed over
+        if isinstance(error, OSError) and str(error) != "handle is closed":
+            raise
         raise DeepClustError(
             "a process that reads images ended, killed or out of memory: what was saved is kept, "
-            "go on with --resume and, where memory is short, fewer --workers"
+            f"{GO_ON} and, where memory is short, fewer --workers"
         ) from None
 
 
@@ -115,7 +119,7 @@ def answer(
     if isinstance(found, str):
         raise DeepClustError(
             f"{found}: the file was sound when the run began; what was saved is kept, "
-            "put the file back and go on with --resume"
+            f"put the file back and {GO_ON}"
         )
     return found
 

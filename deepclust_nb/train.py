@@ -8,8 +8,8 @@ __all__ = ['METHODS', 'Plan', 'as_json', 'surroundings', 'hardware', 'make_plan'
            'has_joint_norms', 'device_hours', 'summary_of', 'save_figure', 'map_captions', 'curves_of', 'save_figures',
            'confusion_of', 'train', 'advised', 'reason', 'advice', 'epochs_left', 'announce', 'duration', 'judged',
            'changed', 'health_of', 'warned', 'finish', 'compared', 'load_run', 'rebuilt', 'exported', 'stored_recipe',
-           'as_tuple', 'predict', 'evaluate_run', 'check_shape', 'labelled_parts', 'linear_run', 'export_run',
-           'export_method', 'parameters_of', 'without_paths']
+           'as_tuple', 'predict', 'images_of', 'evaluate_run', 'check_shape', 'labelled_parts', 'linear_run',
+           'export_run', 'export_method', 'parameters_of', 'without_paths']
 
 # %% ../nbs/foundations/13_train.ipynb #4ea4f0ca
 import contextlib
@@ -77,7 +77,7 @@ from deepclust_nb.recipes import (
 )
 from .runs import GO_ON, RunFolder, atomic_write, write_json
 from .speed import Speed, not_compiled, out_of_memory, usual_speed
-from .start import start_from
+from .start import start_from, stored_config
 from .viz import plot_confusion, plot_curves, plot_maps, plot_sizes, show_clusters
 
 # %% ../nbs/foundations/13_train.ipynb #bfe2fec4
@@ -485,7 +485,7 @@ def announce(
     "What will happen, how long it will take and how much memory."
     data, settings = plan.data, plan.recipe.fit_settings()
     log_every = settings.pop("log_every")
-    for note in (*data.notes, *(f"skipped {path}: {why}" for path, why in data.skipped)):
+    for note in data.remarks:
         say(note)
     with sharing(method):
         expected = estimate(new_run(method, data, views, **settings), log_every)
@@ -669,6 +669,21 @@ def predict(
 ) -> tuple[Tensor, Tensor]:  # (N,) clusters, (N,) confidence
     "Which cluster new images belong to."
     return assignments(method, placed(images, method.t.device))
+
+# %% ../nbs/foundations/13_train.ipynb #e74b9279
+def images_of(
+    run: str | Path,  # Run folder or exported file
+    source: str | Path | None = None,  # Where its images are now; None: where they were
+    root: str | Path | None = None,  # Folder that holds the named sets
+) -> tuple[ImageSet, bool]:  # And whether they are those of the training
+    "The images that a run was trained on."
+    config = stored_config(run)
+    if not (source or config["source"]):
+        raise DeepClustError(f"{run}: does not say where its images are; name them with --data")
+    about, extra = config["data"], METHODS[config["method"]].extra
+    options = {"split": about.get("split") or None, "limit": config["limit"], "extra": extra}
+    data = load_data(source or config["source"], about["shape"][1], root, **options)
+    return data, data.fingerprint() == about["fingerprint"]
 
 # %% ../nbs/foundations/13_train.ipynb #4717c13a
 def evaluate_run(
