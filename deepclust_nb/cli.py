@@ -783,7 +783,7 @@ def main(args: list[str] | None = None) -> None:  # Ends the process
             raise
         fail(in_full(str(error), words))
 
-
+# %% ../nbs/foundations/14_cli.ipynb #610a9b8d
 def usual_out(
     what: str,  # Method or command
     where: Path,  # Of the images: a folder, a file, or a name

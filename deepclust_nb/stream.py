@@ -30,8 +30,8 @@ from tqdm.auto import tqdm
 
 from .core import DeepClustError
 from .pictures import Look, obey_parent, read_rows
-from .runs import GO_ON
 from .processes import Gather, rank, world
+from .runs import GO_ON
 
 # %% ../nbs/foundations/01_stream.ipynb #58de64b3
 def usual_workers() -> int:
