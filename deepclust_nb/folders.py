@@ -130,7 +130,7 @@ def sort_into(
         done["linked" if put(file, target, mode) else "copied"] += 1
     return done
 
-
+# %% ../nbs/foundations/09_folders.ipynb #e0f9c1f3
 def unreadable(
     file: Path,
 ) -> str:  # '' for one that can be opened
