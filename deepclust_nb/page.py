@@ -203,7 +203,7 @@ function choices(n) {
 }
 function act(n, what) {
   const section = clusters.get(n), value = name => one(`[name=${name}]`, section).value;
-  if (what === "rename") add({do: what, cluster: n, name: value("name").trim()});
+  if (what === "rename") add({do: what, cluster: n, name: value("name").replace(/[\\p{Cc}\\u2028\\u2029]+/gu, " ").trim()});
   if (what === "merge") add({do: what, cluster: n, into: Number(value("into"))});
   if (what === "split") add({do: what, cluster: n, parts: Number(value("parts"))});
   if (of("merge", n)) one("h3", section).focus();
