@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['EXAMPLES', 'DATA', 'SPLIT', 'ROOT', 'DOWNLOAD', 'DEVICE', 'PROFILE', 'SET', 'RECIPE', 'SPEED', 'READING', 'WEIGHTS',
-           'cli', 'seeds_of', 'settings_of', 'options', 'with_switches', 'train', 'train_each', 'keep_apart', 'spread',
-           'evaluate', 'predict', 'cluster', 'embed', 'refine', 'export', 'howmany', 'methods', 'data', 'about_named',
-           'bench', 'bench_plan', 'measured', 'bench_table', 'main', 'in_full', 'fail']
+           'known', 'method_of', 'cli', 'seeds_of', 'settings_of', 'options', 'with_switches', 'train', 'train_each',
+           'keep_apart', 'spread', 'evaluate', 'predict', 'cluster', 'embed', 'refine', 'export', 'howmany', 'methods',
+           'data', 'about_named', 'bench', 'bench_plan', 'measured', 'bench_table', 'check', 'main', 'explained',
+           'in_full', 'fail']
 
 # %% ../nbs/foundations/14_cli.ipynb #981f4689
 import json
@@ -30,13 +31,45 @@ Examples
   deepclust howmany ~/photos
   deepclust embed ~/photos features.npz --weights torchvision:resnet50
   deepclust export runs/photos photos.pt
+  deepclust train my_method.py:Mine --data ~/photos --k 12 --out runs/mine
+  deepclust --own my_method.py:Mine predict runs/mine new.jpg
 """
+
+
+def known(
+    name: str,  # Of a method, or FILE.py:NAME
+) -> str:
+    "The name of a method; one of the user's own is made known first, which runs its file."
+    if ".py" not in name:
+        return name
+    from deepclust_nb.own import own_method
+
+    return own_method(name)
+
+
+def method_of(
+    context,  # click's
+    option,  # click's
+    given: str | tuple[str, ...] | None,  # As typed
+) -> str | tuple[str, ...] | None:
+    "The name of each method, one's own among them."
+    return tuple(map(known, given)) if isinstance(given, tuple) else given and known(given)
 
 
 @click.group(epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="deepclust_nb", prog_name="deepclust")
-def cli():
+@click.option(
+    "--own",
+    multiple=True,
+    metavar="FILE.py:NAME",
+    help="A method of your own, which a RUN was trained with; runs the file. May be repeated.",
+)
+def cli(own):
     "Deep image clustering: sort images into groups without labels."
+    for asked in own:
+        if ".py" not in asked:
+            raise click.UsageError(f"--own {asked}: give FILE.py:NAME")
+        known(asked)
 
 
 def seeds_of(
@@ -177,7 +210,7 @@ READING = (
 
 # %% ../nbs/foundations/14_cli.ipynb #d1a048c7
 @cli.command()
-@click.argument("method")
+@click.argument("method", callback=method_of)
 @options(
     DATA,
     SPLIT,
@@ -233,7 +266,11 @@ def train(
     settings,
     **asked,
 ):
-    """Train METHOD (see `deepclust methods`) and leave a run folder.
+    """Train METHOD and leave a run folder.
+
+    METHOD is a name (see `deepclust methods`), or FILE.py:NAME, a class of your own in a file
+    (see `deepclust check`); of a class derived from a built-in method only the changes are
+    written.
 
     The folder holds the assignment of every image (assignments.csv), a page to look at
     (gallery.html), figures, the result in numbers (summary.json) and a checkpoint.
@@ -333,7 +370,7 @@ def evaluate(folder, source, split, probe, linear, linear_epochs, device, root):
     trained = config["data"].get("split") or None  # of the run; None for a folder
     own = not source and split in (None, trained)
     split = trained if own else split
-    same = {"extra": own and training.METHODS[config["method"]].extra}
+    same = {"extra": own and training.known_method(config, folder).extra}
     same |= {"limit": config["limit"]} if own else {}
     side = config["data"]["shape"][1]
     data = load_data(source or config["source"], side, root, split=split, **same)
@@ -400,7 +437,11 @@ WEIGHTS = (
         type=click.IntRange(2),
         help="Clusters to make. [default: as many as sub-folders, else what `deepclust howmany` finds]",
     ),
-    click.option("--method", help="See `deepclust methods`. [default: ncc; frozen with --weights]"),
+    click.option(
+        "--method",
+        callback=method_of,
+        help="See `deepclust methods`; or FILE.py:NAME. [default: ncc; frozen with --weights]",
+    ),
     *WEIGHTS,
     PROFILE,
     click.option("--epochs", type=int, help="Epochs in all. [default: the recipe's]"),
@@ -558,7 +599,7 @@ def howmany(source, out, quiet, **asked):
 
 # %% ../nbs/foundations/14_cli.ipynb #3c9ac53b
 @cli.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, callback=method_of)
 @click.option(
     "--data",
     "source",
@@ -639,7 +680,7 @@ def about_named(
 
 # %% ../nbs/foundations/14_cli.ipynb #e91bf445
 @cli.command()
-@click.argument("methods", metavar="METHOD...", nargs=-1, required=True)
+@click.argument("methods", metavar="METHOD...", nargs=-1, required=True, callback=method_of)
 @click.option(
     "--backbone",
     "backbones",
@@ -754,6 +795,21 @@ def bench_table(
         lines.append(f"{line['method'] + ' ' + line['backbone']:<18}{cells}")
     return "\n".join(lines)
 
+# %% ../nbs/foundations/14_cli.ipynb #301ee008
+@cli.command()
+@click.argument("method", callback=method_of)
+@options(DEVICE, SET)
+def check(method, device, settings):
+    """Try on 200 digits what training relies on a METHOD for, promise by promise.
+
+    METHOD: FILE.py:NAME, a class of your own derived from deepclust_nb.engine.Method or from a
+    built-in method, or the name of one. The first promise that is broken is named.
+    """
+    from deepclust_nb import own
+
+    for line in own.check(method, device, settings):
+        click.echo(f"kept: {line}")
+
 # %% ../nbs/foundations/14_cli.ipynb #9bc47470
 def main(args: list[str] | None = None) -> None:  # Ends the process
     "The `deepclust` command."
@@ -769,20 +825,29 @@ def main(args: list[str] | None = None) -> None:  # Ends the process
         fail(error.format_message())
     except (click.Abort, KeyboardInterrupt):
         fail("stopped; the last finished epoch is kept, go on with --resume", 130)
-    except (RuntimeError, MemoryError) as error:
-        from deepclust_nb.speed import out_of_memory
-
-        if not out_of_memory(error):
+    except Exception as error:
+        line = explained(error, sys.argv[1:] if args is None else args)
+        if line is None:
             raise
-        fail(
+        fail(line)
+
+
+def explained(
+    error: Exception,
+    words: list[str],  # Of the command
+) -> str | None:  # None: a mistake of ours
+    "What the user can do about an error."
+    from deepclust_nb.core import DeepClustError
+    from deepclust_nb.speed import out_of_memory
+
+    if isinstance(error, DeepClustError):
+        return in_full(str(error), words)
+    if isinstance(error, (RuntimeError, MemoryError)) and out_of_memory(error):
+        return (
             "out of memory: lower --set bs=..., --size or --set width=..., or take another --device"
         )
-    except ValueError as error:
-        from deepclust_nb.core import DeepClustError
-
-        if not isinstance(error, DeepClustError):
-            raise
-        fail(in_full(str(error), sys.argv[1:] if args is None else args))
+    own = sys.modules.get("deepclust_nb.own")  # there only where a file was named
+    return own.blamed(error) if own else None
 
 
 def in_full(
@@ -794,7 +859,8 @@ def in_full(
 
     rest = [word for word in words if word not in ("--resume", "--overwrite")]
     whole = f"go on with: deepclust {shlex.join(rest)} --resume"
-    return message.replace(GO_ON, whole) if words[:1] == ["train"] else message
+    command = next((word for word in words if word in cli.commands), None)
+    return message.replace(GO_ON, whole) if command == "train" else message
 
 
 def fail(
