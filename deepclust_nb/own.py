@@ -9,6 +9,7 @@ __all__ = ['LENGTHS', 'OWN', 'TAKEN', 'PROMISES', 'where_in', 'told', 'beside', 
 # %% ../nbs/foundations/21_own.ipynb #fbf14ff1
 import contextlib
 import itertools
+import shlex
 import sys
 import tokenize
 import traceback
@@ -50,13 +51,16 @@ def where_in(
 
 
 def told(
-    name: str,  # Of the method or file
-    where: str,  # Of `where_in`
+    name: str,  # Of the method
+    path: Path,  # Of its file
     error: BaseException,
 ) -> DeepClustError:
     "An error of one's own code as one line."
+    where = where_in(path, error)
     message = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
-    return DeepClustError(f"{name}{where}: {type(error).__name__}: {message}")
+    return DeepClustError(
+        f"{path.name if where else name}{where}: {type(error).__name__}: {message}"
+    )
 
 
 @contextlib.contextmanager
@@ -86,7 +90,7 @@ def run_file(
         with tokenize.open(path) as text, beside(path):
             exec(compile(text.read(), str(path), "exec"), vars(module))
     except (Exception, SystemExit) as error:  # whatever the file does wrong
-        raise told(path.name, where_in(path, error), error) from error
+        raise told(path.name, path, error) from error
     return module
 
 # %% ../nbs/foundations/21_own.ipynb #d3b5346d
@@ -188,8 +192,8 @@ def card_for(
         except DeepClustError:
             raise
         except Exception as error:  # whatever its constructor does wrong
-            where = where_in(Path(getattr(sys.modules.get(made.__module__), "__file__", "")), error)
-            raise told(made.__name__, where, error) from error
+            file = getattr(sys.modules.get(made.__module__), "__file__", "")
+            raise told(made.__name__, Path(file), error) from error
 
     extra = like.extra if like else False
     return Card(title, partial(recipe_for, made), build, extra=extra)
@@ -264,7 +268,7 @@ def check(
     except DeepClustError:
         raise
     except Exception as error:  # whatever its functions do wrong
-        raise told(name, where_in(OWN.get(name, Path()), error), error) from error
+        raise told(name, OWN.get(name, Path()), error) from error
     return PROMISES
 
 
@@ -273,8 +277,7 @@ def blamed(
 ) -> str | None:  # None: it came from elsewhere
     "One line for an error that arose in a file of one's own while a command ran."
     for name, path in OWN.items():
-        if where := where_in(path, error):
-            return (
-                f"{told(path.name, where, error)}; look closer: deepclust check {path.name}:{name}"
-            )
+        if where_in(path, error):
+            closer = f"deepclust check {shlex.quote(f'{path}:{name}')}"
+            return f"{told(name, path, error)}; look closer: {closer}"
     return None

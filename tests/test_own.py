@@ -57,8 +57,8 @@ def file(tmp_path):
 def page(root):
     "The file that the page shows."
     notebook = nbformat.read(root / "nbs/foundations/21_own.ipynb", as_version=4)
-    (cell,) = [c.source for c in notebook.cells if "SOURCE = '''" in c.source]
-    return re.search(r"SOURCE = '''\n(.*?)'''", cell, re.S)[1]
+    (cell,) = [c.source for c in notebook.cells if "SOURCE = " in c.source]
+    return re.search(r"SOURCE = \"{3}\n(.*?)\"{3}", cell, re.S)[1]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def trained(tmp_path_factory, shell, page, tiny):
     "The page's method, trained for two epochs by the installed command, left and taken up."
     folder = tmp_path_factory.mktemp("own method")  # a path with a blank
     (folder / "méthode.py").write_text(page, encoding="utf-8")
-    asked = [f"{folder / 'méthode.py'}:IIC", "--data", "digits", "--limit", 100]
+    asked = [f"{folder / 'méthode.py'}:CC", "--data", "digits", "--limit", 100]
     asked += ["--out", folder / "run", "--epochs", 2, "--set", "even=1.5", "--init", "random"]
     said = [shell("train", *asked, *tiny, *more) for more in (["--stop-after", 1], ["--resume"])]
     return said, folder
@@ -76,14 +76,14 @@ def trained(tmp_path_factory, shell, page, tiny):
 
 
 def test_the_page_shows_a_method_in_under_60_lines(page):
-    assert len(page.splitlines()) < 60 and "class IIC(Method)" in page
+    assert len(page.splitlines()) < 60 and "class CC(Method)" in page
 
 
 def test_it_is_trained_left_and_taken_up(trained):
     said, folder = trained
     assert [one.code for one in said] == [0, 0], said[0].err + said[1].err
     config = json.loads((folder / "run/config.json").read_text(encoding="utf-8"))
-    assert config["method"] == "IIC" and config["recipe"]["even"] == 1.5
+    assert config["method"] == "CC" and config["recipe"]["even"] == 1.5
     assert "méthode" not in json.dumps(config, ensure_ascii=False)
     lines = (folder / "run/metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
@@ -92,7 +92,7 @@ def test_it_is_trained_left_and_taken_up(trained):
 
 def test_predict_is_told_where_the_method_is(trained, shell, pictures, tmp_path):
     _, folder = trained
-    where, new = f"{folder / 'méthode.py'}:IIC", pictures(tmp_path / "new", 5)
+    where, new = f"{folder / 'méthode.py'}:CC", pictures(tmp_path / "new", 5)
     done = shell("--own", where, "predict", folder / "run", new)
     assert done.code == 0, done.err
     stored = (folder / "run/assignments.csv").read_text(encoding="utf-8").splitlines()
@@ -103,7 +103,7 @@ def test_without_it_predict_says_what_to_give(trained, shell, pictures, tmp_path
     _, folder = trained
     done = shell("predict", folder / "run", pictures(tmp_path / "new", 2))
     assert done.code == 2 and "Traceback" not in done.err and done.err.count("\n") == 1
-    assert "--own FILE.py:IIC" in done.err
+    assert "--own FILE.py:CC" in done.err
 
 
 OPENS = {
@@ -123,8 +123,8 @@ def test_every_command_that_opens_a_run_needs_it_and_takes_it(
     asked = [command, folder / "run", *OPENS[command]]
     if command != "refine":  # which reads the run only where a cluster is split
         done = deepclust(*asked)
-        assert done.code == 2 and "--own FILE.py:IIC" in done.last, done.err
-    done = deepclust("--own", f"{folder / 'méthode.py'}:IIC", *asked)
+        assert done.code == 2 and "--own FILE.py:CC" in done.last, done.err
+    done = deepclust("--own", f"{folder / 'méthode.py'}:CC", *asked)
     if command == "refine":
         assert done.code == 2 and "edits.json" in done.last
     else:
@@ -133,13 +133,13 @@ def test_every_command_that_opens_a_run_needs_it_and_takes_it(
 
 def test_an_exported_file_needs_it_too(trained, deepclust, pictures, tmp_path):
     _, folder = trained
-    where, out = f"{folder / 'méthode.py'}:IIC", tmp_path / "model.pt"
+    where, out = f"{folder / 'méthode.py'}:CC", tmp_path / "model.pt"
     assert deepclust("--own", where, "export", folder / "run", out).code == 0
     new = pictures(tmp_path / "new", 3)
     assert deepclust("--own", where, "predict", out, new).code == 0
-    METHODS.pop("IIC"), own.OWN.pop("IIC")
+    METHODS.pop("CC"), own.OWN.pop("CC")
     done = deepclust("predict", out, new)
-    assert done.code == 2 and "--own FILE.py:IIC" in done.last
+    assert done.code == 2 and "--own FILE.py:CC" in done.last
 
 
 def test_methods_and_bench_take_a_file(deepclust, file):
@@ -184,7 +184,7 @@ WRONG = {
     "other": (HEAD.replace("class Mine", "class Other"), "no Mine in it", "it has Other"),
     "no method": ("class Mine: pass", "Mine", "derived from"),
     "no class": ("Mine = 3", "Mine", "derived from"),
-    "not utf-8": (b"# \xff\nMine = 3", "SyntaxError", "utf-8"),
+    "not utf-8": (b"# \xff\nMine = 3", "SyntaxError", "encoding"),
 }
 
 
@@ -350,12 +350,14 @@ DERIVED = {
 def test_a_derived_method_is_its_base_and_its_changes(tmp_path, name):
     module, base = DERIVED[name]
     path, digits = tmp_path / "mine.py", load_data("digits").subset(torch.arange(64))
-    text = f"from deepclust_nb.methods.{module} import {base}\nclass Mine({base}):\n    weight = 2"
+    text = (
+        f"from deepclust_nb.methods.{module} import {base}\nclass Mine({base}):\n    own_term = 2"
+    )
     path.write_text(text)
     mine = own_method(f"{path}:Mine")
     plans = [make_plan(n, digits, 4, "ci", device="cpu") for n in (name, mine)]
     one, other = (build(plan)[0] for plan in plans)
-    assert type(other).__name__ == "Mine" and other.weight == 2
+    assert type(other).__name__ == "Mine" and other.own_term == 2
     states = one.state_dict(), other.state_dict()
     assert states[0].keys() == states[1].keys()
     assert all(tensor.equal(states[1][key]) for key, tensor in states[0].items())
@@ -371,16 +373,16 @@ def test_a_derived_method_adds_a_setting(tmp_path):
         "from deepclust_nb.recipes import setting\n"
         "@dataclass(frozen=True)\n"
         "class MineRecipe(NCCRecipe):\n"
-        "    weight: float = setting(0.5, 'of the term', 0)\n"
+        "    share: float = setting(0.5, 'of the term', 0)\n"
         "class Mine(NCC):\n"
         "    recipe = MineRecipe\n"
-        "    def __init__(self, *args, weight, **options):\n"
+        "    def __init__(self, *args, share, **options):\n"
         "        super().__init__(*args, **options)\n"
-        "        self.weight = weight\n"
+        "        self.share = share\n"
     )
     name, digits = own_method(f"{path}:Mine"), load_data("digits")
-    plan = make_plan(name, digits, profile="ci", device="cpu", settings={"weight": "0.125"})
-    assert build(plan)[0].weight == 0.125
+    plan = make_plan(name, digits, profile="ci", device="cpu", settings={"share": "0.125"})
+    assert build(plan)[0].share == 0.125
     assert plan.recipe.main_epochs == METHODS["ncc"].recipe(digits, "ci").main_epochs
     assert METHODS[name].extra == METHODS["ncc"].extra
 
@@ -402,7 +404,7 @@ BROKEN = {
         "return {'loss': self.net(batch['views']).mean()}",
         "not ['head.weight', 'head.bias']",
     ),
-    "wrong": ("return {'loss': self.haed}", "line 14"),
+    "wrong": ("return {'loss': self.haed}", "mine.py, line 13"),
 }
 
 
@@ -430,7 +432,7 @@ def test_a_mistake_while_training_names_the_line_and_the_check(file, deepclust, 
         "train", f"{file}:Mine", "--data", "digits", "--limit", 60, "--out", out, *tiny
     )
     assert done.code == 2 and done.last.count("\n") == 1
-    assert "line 15" in done.last and "deepclust check mine.py:Mine" in done.last
+    assert "mine.py, line 14" in done.last and f"deepclust check {file}:Mine" in done.last
 
 
 # nothing is run that was not asked for
