@@ -35,7 +35,7 @@ Examples
   deepclust --own my_method.py:Mine predict runs/mine new.jpg
 """
 
-
+# %% ../nbs/foundations/14_cli.ipynb #1696b2c3
 def known(
     name: str,  # Of a method, or FILE.py:NAME
 ) -> str:
@@ -55,7 +55,7 @@ def method_of(
     "The name of each method, one's own among them."
     return tuple(map(known, given)) if isinstance(given, tuple) else given and known(given)
 
-
+# %% ../nbs/foundations/14_cli.ipynb #5659c396
 @click.group(epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="deepclust_nb", prog_name="deepclust")
 @click.option(
@@ -64,7 +64,9 @@ def method_of(
     metavar="FILE.py:NAME",
     help="A method of your own, which a RUN was trained with; runs the file. May be repeated.",
 )
-def cli(own):
+def cli(
+    own: tuple[str, ...],  # FILE.py:NAME each
+):
     "Deep image clustering: sort images into groups without labels."
     for asked in own:
         if ".py" not in asked:
@@ -831,7 +833,7 @@ def main(args: list[str] | None = None) -> None:  # Ends the process
             raise
         fail(line)
 
-
+# %% ../nbs/foundations/14_cli.ipynb #e68ec0ec
 def explained(
     error: Exception,
     words: list[str],  # Of the command

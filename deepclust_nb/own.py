@@ -111,7 +111,7 @@ def made_by(
 
 
 def built_in(
-    made: type[Method],
+    made: type[Method],  # A class of one's own
 ) -> Card | None:  # None: it is new from the ground
     "The card of the built-in method that a class derives from."
     cards = {made_by(card): card for card in reversed(METHODS.values())}
@@ -119,7 +119,7 @@ def built_in(
 
 
 def parts_of(
-    asked: type[Recipe],
+    asked: type[Recipe],  # A class of one's own, or a built-in one
 ) -> tuple[list[type], type[Recipe]]:
     "The classes of one's own in a recipe, and the built-in one below them."
     ours = next(c for c in asked.__mro__ if c.__module__.split(".")[0] == "deepclust_nb")
@@ -127,7 +127,7 @@ def parts_of(
 
 
 def check_recipe(
-    asked: type[Recipe],
+    asked: type[Recipe],  # A class of one's own, or a built-in one
     usual: type[Recipe],  # What it has to derive from
 ) -> None:
     "Refuse a recipe whose settings would be lost."
@@ -143,7 +143,7 @@ def check_recipe(
 
 # %% ../nbs/foundations/21_own.ipynb #5e4f68b3
 def recipe_for(
-    made: type[Method],
+    made: type[Method],  # A class of one's own
     data: ImageSet,
     profile: str,
 ) -> Recipe:
@@ -159,7 +159,7 @@ def recipe_for(
 
 
 def built(
-    made: type[Method],
+    made: type[Method],  # A class of one's own
     recipe: Recipe,
     data: ImageSet,
     k: int,
@@ -180,7 +180,7 @@ def built(
 
 
 def card_for(
-    made: type[Method],
+    made: type[Method],  # A class of one's own
 ) -> Card:
     "What the command line needs to know of a class; `METHODS[name] = card_for(made)` makes it known."
     title = (made.__doc__ or made.__name__).strip().splitlines()[0]
@@ -222,7 +222,7 @@ def own_method(
 
 def class_in(
     module: ModuleType,
-    name: str,
+    name: str,  # Of the class
 ) -> type[Method]:
     "The class of a method in a module, or which ones there are."
     made, file = getattr(module, name, None), Path(module.__file__).name

@@ -621,7 +621,7 @@ def load_run(
     load_state(method, state, run)
     return method.to(where).eval(), config
 
-
+# %% ../nbs/foundations/13_train.ipynb #77c88ba1
 def known_method(
     config: dict,
     source: str | Path,  # Where it was read, for the message
