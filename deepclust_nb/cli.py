@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['EXAMPLES', 'DATA', 'SPLIT', 'ROOT', 'DOWNLOAD', 'DEVICE', 'PROFILE', 'SET', 'RECIPE', 'SPEED', 'READING', 'WEIGHTS',
-           'cli', 'seeds_of', 'settings_of', 'options', 'with_switches', 'train', 'train_each', 'keep_apart', 'spread',
-           'evaluate', 'predict', 'cluster', 'embed', 'refine', 'export', 'howmany', 'methods', 'data', 'about_named',
-           'bench', 'bench_plan', 'measured', 'bench_table', 'main', 'usual_out', 'in_full', 'fail']
+           'known', 'method_of', 'cli', 'seeds_of', 'settings_of', 'options', 'with_switches', 'train', 'train_each',
+           'keep_apart', 'spread', 'evaluate', 'predict', 'cluster', 'embed', 'refine', 'export', 'howmany', 'methods',
+           'data', 'about_named', 'bench', 'bench_plan', 'measured', 'bench_table', 'check', 'main', 'explained',
+           'usual_out', 'trains', 'in_full', 'fail']
 
 # %% ../nbs/foundations/14_cli.ipynb #981f4689
 import json
@@ -30,13 +31,47 @@ Examples
   deepclust howmany ~/photos
   deepclust embed ~/photos features.npz --weights torchvision:resnet50
   deepclust export runs/photos photos.pt
+  deepclust train my_method.py:Mine --data ~/photos --k 12 --out runs/mine
+  deepclust --own my_method.py:Mine predict runs/mine new.jpg
 """
 
+# %% ../nbs/foundations/14_cli.ipynb #65406d22
+def known(
+    name: str,  # Of a method, or FILE.py:NAME
+) -> str:
+    "The name of a method; one of the user's own is made known first, which runs its file."
+    if ".py" not in name:
+        return name
+    from deepclust_nb.own import own_method
 
+    return own_method(name)
+
+
+def method_of(
+    context,  # click's
+    option,  # click's
+    given: str | tuple[str, ...] | None,  # As typed
+) -> str | tuple[str, ...] | None:
+    "The name of each method, one's own among them."
+    return tuple(map(known, given)) if isinstance(given, tuple) else given and known(given)
+
+# %% ../nbs/foundations/14_cli.ipynb #6dbb501b
 @click.group(epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="deepclust_nb", prog_name="deepclust")
-def cli():
+@click.option(
+    "--own",
+    multiple=True,
+    metavar="FILE.py:NAME",
+    help="A method of your own, which a RUN was trained with; runs the file. May be repeated.",
+)
+def cli(
+    own: tuple[str, ...],  # FILE.py:NAME each
+):
     "Deep image clustering: sort images into groups without labels."
+    for asked in own:
+        if ".py" not in asked:
+            raise click.UsageError(f"--own {asked}: give FILE.py:NAME")
+        known(asked)
 
 
 def seeds_of(
@@ -177,7 +212,7 @@ READING = (
 
 # %% ../nbs/foundations/14_cli.ipynb #d1a048c7
 @cli.command()
-@click.argument("method")
+@click.argument("method", callback=method_of)
 @options(
     DATA,
     SPLIT,
@@ -233,7 +268,11 @@ def train(
     settings,
     **asked,
 ):
-    """Train METHOD (see `deepclust methods`) and leave a run folder.
+    """Train METHOD and leave a run folder.
+
+    METHOD is a name (see `deepclust methods`), or FILE.py:NAME, a class of your own in a file
+    (see `deepclust check`); of a class derived from a built-in method only the changes are
+    written.
 
     The folder holds the assignment of every image (assignments.csv), a page to look at
     (gallery.html), figures, the result in numbers (summary.json) and a checkpoint.
@@ -395,7 +434,11 @@ WEIGHTS = (
         type=click.IntRange(2),
         help="Clusters to make. [default: as many as sub-folders, else what `deepclust howmany` finds]",
     ),
-    click.option("--method", help="See `deepclust methods`. [default: ncc; frozen with --weights]"),
+    click.option(
+        "--method",
+        callback=method_of,
+        help="See `deepclust methods`; or FILE.py:NAME. [default: ncc; frozen with --weights]",
+    ),
     *WEIGHTS,
     PROFILE,
     click.option("--epochs", type=int, help="Epochs in all. [default: the recipe's]"),
@@ -553,7 +596,7 @@ def howmany(source, out, quiet, **asked):
 
 # %% ../nbs/foundations/14_cli.ipynb #3c9ac53b
 @cli.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, callback=method_of)
 @click.option(
     "--data",
     "source",
@@ -634,7 +677,7 @@ def about_named(
 
 # %% ../nbs/foundations/14_cli.ipynb #e91bf445
 @cli.command()
-@click.argument("methods", metavar="METHOD...", nargs=-1, required=True)
+@click.argument("methods", metavar="METHOD...", nargs=-1, required=True, callback=method_of)
 @click.option(
     "--backbone",
     "backbones",
@@ -749,6 +792,21 @@ def bench_table(
         lines.append(f"{line['method'] + ' ' + line['backbone']:<18}{cells}")
     return "\n".join(lines)
 
+# %% ../nbs/foundations/14_cli.ipynb #44d7c9f7
+@cli.command()
+@click.argument("method", callback=method_of)
+@options(DEVICE, SET)
+def check(method, device, settings):
+    """Try on 200 digits what training relies on a METHOD for, promise by promise.
+
+    METHOD: FILE.py:NAME, a class of your own derived from deepclust_nb.engine.Method or from a
+    built-in method, or the name of one. The first promise that is broken is named.
+    """
+    from deepclust_nb import own
+
+    for line in own.check(method, device, settings):
+        click.echo(f"kept: {line}")
+
 # %% ../nbs/foundations/14_cli.ipynb #9bc47470
 def main(args: list[str] | None = None) -> None:  # Ends the process
     "The `deepclust` command."
@@ -766,24 +824,33 @@ def main(args: list[str] | None = None) -> None:  # Ends the process
     except (click.Abort, KeyboardInterrupt):
         from deepclust_nb.runs import GO_ON
 
-        kept = f"; the last finished epoch is kept, {GO_ON}" if words[:1] == ["train"] else ""
+        kept = f"; the last finished epoch is kept, {GO_ON}" if trains(words) else ""
         fail(in_full(f"stopped{kept}", words), 130)
-    except (RuntimeError, MemoryError) as error:
-        from deepclust_nb.speed import out_of_memory
-
-        if not out_of_memory(error):
+    except Exception as error:
+        line = explained(error, words)
+        if line is None:
             raise
-        fail(
-            "out of memory: lower --set bs=..., --size or --set width=..., or take another --device"
-        )
-    except ValueError as error:
-        from deepclust_nb.core import DeepClustError
-
-        if not isinstance(error, DeepClustError):
-            raise
-        fail(in_full(str(error), words))
+        fail(line)
 
 # %% ../nbs/foundations/14_cli.ipynb #610a9b8d
+def explained(
+    error: Exception,
+    words: list[str],  # Of the command
+) -> str | None:  # None: a mistake of ours
+    "What the user can do about an error."
+    from deepclust_nb.core import DeepClustError
+    from deepclust_nb.speed import out_of_memory
+
+    if isinstance(error, DeepClustError):
+        return in_full(str(error), words)
+    if isinstance(error, (RuntimeError, MemoryError)) and out_of_memory(error):
+        return (
+            "out of memory: lower --set bs=..., --size or --set width=..., or take another --device"
+        )
+    own = sys.modules.get("deepclust_nb.own")  # there only where a file was named
+    return own.blamed(error) if own else None
+
+
 def usual_out(
     what: str,  # Method or command
     where: Path,  # Of the images: a folder, a file, or a name
@@ -791,6 +858,13 @@ def usual_out(
     "The run folder that nobody named; a folder's name is taken whole."
     whole = where.resolve()
     return Path("runs") / f"{what}-{whole.name if whole.is_dir() else whole.stem}"
+
+
+def trains(
+    words: list[str],  # Of the command
+) -> bool:
+    "Whether it is a command that can be taken up with --resume."
+    return next((word for word in words if word in cli.commands), "") == "train"
 
 
 def in_full(
@@ -802,7 +876,7 @@ def in_full(
 
     rest = [word for word in words if word not in ("--resume", "--overwrite")]
     whole = f"go on with: deepclust {shlex.join(rest)} --resume"
-    return message.replace(GO_ON, whole) if words[:1] == ["train"] else message
+    return message.replace(GO_ON, whole) if trains(words) else message
 
 
 def fail(

@@ -657,9 +657,12 @@ def check_pass(run: Run, what: Pass, idx: Tensor, x: Tensor) -> None:
     before = copy.deepcopy(method.state_dict())
     batch = what.views(x, idx, run.draws)
     out = what.loss(idx, batch)
+    named = isinstance(out, dict) and isinstance(out.get("loss"), Tensor)
+    promise(named, f"{what.name}: loss returns a dict with the tensor 'loss'")
     promise(
         out["loss"].ndim == 0 and bool(out["loss"].isfinite()), f"{what.name}: finite scalar loss"
     )
+    promise(out["loss"].requires_grad, f"{what.name}: the loss depends on weights")
     written = set(changed(before, method)) - running_statistics(method)
     promise(not written, f"{what.name}: loss writes no state, but {sorted(written)} changed")
     method.load_state_dict(before)
@@ -694,6 +697,9 @@ def check_method(
         batch = one.views(x, idx, run.draws)
         a, b = one.loss(idx, batch)["loss"], other.loss(idx, batch)["loss"]
         promise(torch.equal(a, b), f"{one.name}: a loaded state gives the same loss")
+    h = extract(method, data, method.features)
+    promise(h.ndim == 2 and len(h) == len(data), "features are (N,D)")
+    promise(bool(h.isfinite().all()), "features are finite")
     scores = extract(method, data, method.scores)
     promise(scores.shape == (len(data), method.k), "scores are (N,K)")
     promise(bool(scores.isfinite().all()), "scores are finite")

@@ -7,9 +7,9 @@ __all__ = ['METHODS', 'Plan', 'as_json', 'surroundings', 'hardware', 'make_plan'
            'pretrained', 'pixel_baseline', 'note_start', 'origin', 'start_of', 'rounded', 'about_data',
            'has_joint_norms', 'device_hours', 'summary_of', 'save_figure', 'map_captions', 'curves_of', 'save_figures',
            'confusion_of', 'train', 'advised', 'reason', 'advice', 'epochs_left', 'announce', 'duration', 'judged',
-           'changed', 'health_of', 'warned', 'finish', 'compared', 'load_run', 'rebuilt', 'exported', 'stored_recipe',
-           'as_tuple', 'predict', 'images_of', 'evaluate_run', 'check_shape', 'labelled_parts', 'linear_run',
-           'export_run', 'export_method', 'parameters_of', 'without_paths']
+           'changed', 'health_of', 'warned', 'finish', 'compared', 'load_run', 'known_method', 'rebuilt', 'exported',
+           'stored_recipe', 'as_tuple', 'predict', 'images_of', 'evaluate_run', 'check_shape', 'labelled_parts',
+           'linear_run', 'export_run', 'export_method', 'parameters_of', 'without_paths']
 
 # %% ../nbs/foundations/13_train.ipynb #4ea4f0ca
 import contextlib
@@ -172,7 +172,8 @@ def make_plan(
 ) -> Plan:
     "Settle a run, or say in one line why it cannot be."
     if method not in METHODS:
-        raise DeepClustError(f"method {method!r}: unknown; use one of {', '.join(METHODS)}")
+        names = ", ".join(METHODS)
+        raise DeepClustError(f"method {method!r}: unknown; use one of {names}, or FILE.py:NAME")
     where = pick_device(device)
     changes = (settings or {}) | ({} if init is None else {"init": str(init)})
     given, extra = isinstance(source, ImageSet), METHODS[method].extra
@@ -620,14 +621,31 @@ def load_run(
     load_state(method, state, run)
     return method.to(where).eval(), config
 
+# %% ../nbs/foundations/13_train.ipynb #77c88ba1
+def known_method(
+    config: dict,
+    source: str | Path,  # Where it was read, for the message
+) -> Card:
+    "The card of a configuration's method; a name is looked up, never run."
+    name = config["method"]
+    if isinstance(name, str) and name in METHODS:
+        return METHODS[name]
+    if not (isinstance(name, str) and name.isidentifier()):
+        raise DeepClustError(f"{source}: method {name!r} is no name of a method; damaged?")
+    raise DeepClustError(
+        f"{source}: made by a method {name} that is not built in; if it is yours, say where: "
+        f"deepclust --own FILE.py:{name} ... (in Python: own_method)"
+    )
+
 
 def rebuilt(
     config: dict,
     source: str | Path,  # Where it was read, for the message
 ) -> Method:
     "The method of a configuration, its weights not yet those of the run."
+    make = known_method(config, source).build
     try:
-        make, recipe = METHODS[config["method"]].build, stored_recipe(config)
+        recipe = stored_recipe(config)
         return make(recipe, blank(config), config["k"], config["seed"])[0]
     except Exception as error:  # whatever a value that no run has may break
         raise DeepClustError(
@@ -680,7 +698,7 @@ def images_of(
     config = stored_config(run)
     if not (source or config["source"]):
         raise DeepClustError(f"{run}: does not say where its images are; name them with --data")
-    about, extra = config["data"], METHODS[config["method"]].extra
+    about, extra = config["data"], known_method(config, run).extra
     options = {"split": about.get("split") or None, "limit": config["limit"], "extra": extra}
     data = load_data(source or config["source"], about["shape"][1], root, **options)
     return data, data.fingerprint() == about["fingerprint"]

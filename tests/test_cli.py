@@ -22,6 +22,7 @@ OPTIONS = {
     "predict": "--out --device",
     "methods": "--data --profile --data-root",
     "data": "--size --data-root",
+    "check": "METHOD FILE.py:NAME --device --set",
     "bench": "--backbone --width --side --bs --times --json --device --set --precision --compile",
     "export": "RUN FILE.pt",
     "refine": "RUN EDITS.json --out --copy --link --data --data-root --device",

@@ -4,7 +4,7 @@
 
     core < runs processes page pictures borrowed < named stream
          < data augment nets cluster memory metrics viz gallery folders export speed duplicates < health < engine
-         < recipes bench start linear < methods < train < refine howmany < photos < estimator cli report baselines
+         < recipes bench start linear < methods < train < own < refine howmany < photos < estimator cli report baselines
 
 A module may import from levels before its own, never from its own or a later one. Methods do not import one another,
 except that any may use `pretext`, and digpro <- ncc <- byol, because the papers build on each other so.
@@ -26,6 +26,7 @@ LEVELS = [
     "recipes bench start linear",
     "methods",
     "train",
+    "own",
     "refine howmany",
     "photos",
     "estimator cli report baselines",

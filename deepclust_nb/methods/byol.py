@@ -308,10 +308,16 @@ def pair_of(recipe: BYOLRecipe) -> tuple[Augment, Augment | None]:
     return augmentation(recipe), augmentation(replace(recipe, **changed)) if changed else None
 
 
-def build(recipe: BYOLRecipe, data: ImageSet, k: int, seed: int) -> tuple[BYOL, Callable]:
+def build(
+    recipe: BYOLRecipe,
+    data: ImageSet,
+    k: int,
+    seed: int,
+    make: Callable = BYOL,  # Or a class derived from it
+) -> tuple[BYOL, Callable]:
     "A fresh method and its views."
     options = {name: getattr(recipe, name) for name in OPTIONS}
-    method = BYOL(network(recipe, data.shape[0]), k, test_view(recipe, data), **options)
+    method = make(network(recipe, data.shape[0]), k, test_view(recipe, data), **options)
     return with_weights(recipe, method), two_views(*pair_of(recipe))
 
 

@@ -310,7 +310,13 @@ def slots_of(recipe: DigProRecipe, n: int) -> int:
     return recipe.slots or min(2560, 2 * recipe.bs * max(2, n // (4 * recipe.bs)))
 
 
-def build(recipe: DigProRecipe, data: ImageSet, k: int, seed: int) -> tuple[DigPro, Callable]:
+def build(
+    recipe: DigProRecipe,
+    data: ImageSet,
+    k: int,
+    seed: int,
+    make: Callable = DigPro,  # Or a class derived from it
+) -> tuple[DigPro, Callable]:
     "A fresh method and its views."
     options = options_of(recipe) | {name: getattr(recipe, name) for name in OPTIONS}
     options |= {"groups": recipe.groups, "slots": slots_of(recipe, len(data)), "seed": seed}
@@ -319,7 +325,7 @@ def build(recipe: DigProRecipe, data: ImageSet, k: int, seed: int) -> tuple[DigP
     options["length"] = {"unit": unit, "raw": as_it_is}[recipe.length]
     options["start"] = {"sphere": random_groups, "orthant": crowded_groups}[recipe.start]
     net, view = network(recipe, data.shape[0]), test_view(recipe, data)
-    method = DigPro(net, k, len(data), view, **options)
+    method = make(net, k, len(data), view, **options)
     return with_weights(recipe, method), views_of(recipe)
 
 

@@ -69,11 +69,15 @@ def frozen_recipe(
 
 
 def build_frozen(
-    recipe: FrozenRecipe, data: ImageSet, k: int, seed: int
+    recipe: FrozenRecipe,
+    data: ImageSet,
+    k: int,
+    seed: int,
+    make: Callable = Frozen,  # Or a class derived from it
 ) -> tuple[Frozen, Callable]:
     "A backbone with its centres, and views that nobody asks for."
     net = network(recipe, data.shape[0])
-    return Frozen(net, k, test_view(recipe, data), recipe.tau), lambda x, idx, draws: {}
+    return make(net, k, test_view(recipe, data), recipe.tau), lambda x, idx, draws: {}
 
 
 CARDS = {

@@ -492,13 +492,19 @@ def mixing_of(recipe: LSDCRecipe) -> Callable:  # (views, stream) -> mixed views
     return partial({"ricap": ricap, "mixup": mixup}[recipe.mixing], beta=recipe.beta)
 
 
-def build(recipe: LSDCRecipe, data: ImageSet, k: int, seed: int) -> tuple[LSDC, Callable]:
+def build(
+    recipe: LSDCRecipe,
+    data: ImageSet,
+    k: int,
+    seed: int,
+    make: Callable = LSDC,  # Or a class derived from it
+) -> tuple[LSDC, Callable]:
     "A fresh method and its views."
     view = test_view(recipe, data)
     names = ("space", "calm", "ramp", "train_last", "fixed_norms")
     options = {name: getattr(recipe, name) for name in names} | {"rule": rule_of(recipe, k)}
     options["mix"] = mix_labels if recipe.axis == "mixed" else mix_labels_release
-    method = LSDC(network(recipe, data.shape[0]), k, view, **options)
+    method = make(network(recipe, data.shape[0]), k, view, **options)
     plain = view if recipe.plain == "clean" else None
     return with_weights(recipe, method), lsdc_views(augmentation(recipe), mixing_of(recipe), plain)
 

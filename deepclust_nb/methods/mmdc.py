@@ -420,13 +420,19 @@ def chosen(recipe: MMDCRecipe) -> dict[str, Callable | None]:
     return {name: options[getattr(recipe, name)] for name, options in CHOICES.items()}
 
 
-def build(recipe: MMDCRecipe, data: ImageSet, k: int, seed: int) -> tuple[MMDC, Callable]:
+def build(
+    recipe: MMDCRecipe,
+    data: ImageSet,
+    k: int,
+    seed: int,
+    make: Callable = MMDC,  # Or a class derived from it
+) -> tuple[MMDC, Callable]:
     "A fresh method and its views."
     view = test_view(recipe, data)
     turned = turned_views(crop_only(recipe)) if recipe.rotation else None
     options = {"dim": recipe.dim, "var": recipe.var, "balanced": recipe.balanced, "turned": turned}
     net = network(recipe, data.shape[0])
-    method = MMDC(net, k, len(data), view, seed=seed, **options, **chosen(recipe))
+    method = make(net, k, len(data), view, seed=seed, **options, **chosen(recipe))
     return with_weights(recipe, method), mmdc_views(augmentation(recipe), view, recipe.copies)
 
 

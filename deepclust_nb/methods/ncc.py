@@ -320,10 +320,16 @@ def views_of(recipe: NCCRecipe) -> Callable:
     return noisy_views(first, recipe.dim, recipe.sigma, quiet, second)
 
 
-def build(recipe: NCCRecipe, data: ImageSet, k: int, seed: int) -> tuple[NCC, Callable]:
+def build(
+    recipe: NCCRecipe,
+    data: ImageSet,
+    k: int,
+    seed: int,
+    make: Callable = NCC,  # Or a class derived from it
+) -> tuple[NCC, Callable]:
     "A fresh method and its views."
     net, view = network(recipe, data.shape[0]), test_view(recipe, data)
-    method = NCC(net, k, len(data), view, **options_of(recipe))
+    method = make(net, k, len(data), view, **options_of(recipe))
     return with_weights(recipe, method), views_of(recipe)
 
 

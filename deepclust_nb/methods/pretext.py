@@ -217,11 +217,15 @@ def rotnet_recipe(data: ImageSet, profile: str) -> RotNetRecipe:
 
 
 def build_rotnet(
-    recipe: RotNetRecipe, data: ImageSet, k: int, seed: int
+    recipe: RotNetRecipe,
+    data: ImageSet,
+    k: int,
+    seed: int,
+    make: Callable = RotNet,  # Or a class derived from it
 ) -> tuple[RotNet, Callable]:
     "A fresh RotNet and its views."
     net = network(recipe, data.shape[0])
-    method = RotNet(net, k, test_view(recipe, data))
+    method = make(net, k, test_view(recipe, data))
     return with_weights(recipe, method), turned_views(crop_only(recipe))
 
 
@@ -262,11 +266,15 @@ def instance_recipe(data: ImageSet, profile: str) -> InstanceRecipe:
 
 
 def build_instance(
-    recipe: InstanceRecipe, data: ImageSet, k: int, seed: int
+    recipe: InstanceRecipe,
+    data: ImageSet,
+    k: int,
+    seed: int,
+    make: Callable = Instance,  # Or a class derived from it
 ) -> tuple[Instance, Callable]:
     "A fresh method and its views."
     net = network(recipe, data.shape[0])
-    method = Instance(net, k, test_view(recipe, data), recipe.dim, recipe.tau)
+    method = make(net, k, test_view(recipe, data), recipe.dim, recipe.tau)
     return with_weights(recipe, method), two_views(augmentation(recipe))
 
 

@@ -429,7 +429,13 @@ def slots_of(
     return recipe.slots or min(512, max(8, n // (10 * k)))
 
 
-def build(recipe: SCLRecipe, data: ImageSet, k: int, seed: int) -> tuple[SCL, Callable]:
+def build(
+    recipe: SCLRecipe,
+    data: ImageSet,
+    k: int,
+    seed: int,
+    make: Callable = SCL,  # Or a class derived from it
+) -> tuple[SCL, Callable]:
     "A fresh method and its views."
     names = ("dim", "tau", "tau_vote", "momentum", "weight", "even", "judge", "refresh")
     names += ("shapes", "centre")
@@ -439,16 +445,22 @@ def build(recipe: SCLRecipe, data: ImageSet, k: int, seed: int) -> tuple[SCL, Ca
     options["balance"] = balances[recipe.balance]
     options["slots"] = slots_of(recipe, len(data), k)
     net = network(recipe, data.shape[0])
-    method = SCL(net, k, len(data), test_view(recipe, data), **options, seed=seed)
+    method = make(net, k, len(data), test_view(recipe, data), **options, seed=seed)
     return with_weights(recipe, method), two_views(augmentation(recipe))
 
 
-def build_moco(recipe: MoCoRecipe, data: ImageSet, k: int, seed: int) -> tuple[MoCo, Callable]:
+def build_moco(
+    recipe: MoCoRecipe,
+    data: ImageSet,
+    k: int,
+    seed: int,
+    make: Callable = MoCo,  # Or a class derived from it
+) -> tuple[MoCo, Callable]:
     "A fresh method and its views."
     options = {name: getattr(recipe, name) for name in ("dim", "tau", "momentum", "centre")}
     options["slots"] = k * slots_of(recipe, len(data), k)
     net = network(recipe, data.shape[0])
-    method = MoCo(net, k, test_view(recipe, data), **options, seed=seed)
+    method = make(net, k, test_view(recipe, data), **options, seed=seed)
     return with_weights(recipe, method), two_views(augmentation(recipe))
 
 
