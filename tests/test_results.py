@@ -21,7 +21,7 @@ def problems(result: dict) -> list[str]:
 
 def test_there_are_results():
     "The lessons and the ledger draw these."
-    mmdc = {"mmdc_digits", "mmdc_mnist10k", "mmdc_digits_parts"}
+    mmdc = {"mmdc_digits", "mmdc_mnist10k", "mmdc_mnist", "mmdc_digits_parts"}
     lsdc = {"lsdc_digits", "lsdc_mnist5k", "lsdc_digits_parts", "lsdc_mnist_parts"}
     scl = {"scl_digits", "scl_mnist5k", "scl_digits_parts"}
     classical = {f"classical_{name}" for name in ("digits", "rsod", "uc_merced", "mnist10k")}
