@@ -530,9 +530,8 @@ def of_run(
         raise DeepClustError(f"{folder}: does not say where its images are; give them instead")
     about = config["data"]
     part = about.get("split") or None
-    data = limited(
-        load_data(config["source"], about["shape"][1], root, split=part), config["limit"]
-    )
+    how = {"split": part, "limit": config["limit"], "tail": about.get("long_tail")}
+    data = load_data(config["source"], about["shape"][1], root, **how)
     h = unit(extract(method, data.to(method.t.device), method.features))
     told = (
         f"these features were trained towards K={config['k']} by {config['method']} and lean to it"

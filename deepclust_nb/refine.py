@@ -24,14 +24,14 @@ import torch
 
 from .cluster import kmeans
 from .core import DeepClustError, to_numpy
-from .data import ImageSet, load_data
+from .data import ImageSet, load_data, reduced
 from .engine import extract
 from .folders import new_folder, sort_into
 from .gallery import fingerprint_of, write_gallery
 from .metrics import score
 from .named import DATA_ROOT, DATASETS
 from .runs import RunFolder, write_json
-from .train import limited, load_run
+from .train import load_run
 
 # %% ../nbs/foundations/18_refine.ipynb #a53a6fd5
 FORMAT, VERSION = "deepclust edits", 1
@@ -275,7 +275,7 @@ def images_of(
     about = config["data"]
     split = about.get("split") or None
     data = load_data(source or config["source"], about["shape"][1], root, split=split)
-    data = limited(data, config["limit"])
+    data = reduced(data, config["limit"], about.get("long_tail"))
     if data.fingerprint() != about["fingerprint"]:
         raise DeepClustError(f"{data.title}: the images are not those of {run} any more")
     return data

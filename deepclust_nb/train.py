@@ -38,7 +38,7 @@ from deepclust_nb.core import (
     pick_device,
     to_numpy,
 )
-from .data import ImageSet, limited, load_data, placed
+from .data import ImageSet, limited, load_data, placed, reduced
 from deepclust_nb.engine import (
     Method,
     Run,
@@ -114,7 +114,7 @@ class Plan:
     def config(self) -> dict:
         "The plan as JSON; two runs with equal configurations are the same run."
         data = {"title": self.data.title, "split": self.data.split, "n": len(self.data)}
-        data["shape"] = list(self.data.shape)
+        data |= {"shape": self.data.shape, "long_tail": self.data.tail}
         recipe = {k: v for k, v in asdict(self.recipe).items() if k != "expects"}
         asked = {"method": self.method, "k": self.k, "profile": self.profile, "seed": self.seed}
         asked |= {"limit": self.limit, "recipe": recipe, "source": self.source}
@@ -169,6 +169,7 @@ def make_plan(
     split: str | None = None,  # Of a named set: 'all', 'train', 'test'; None: what papers train on
     stream: str = "auto",  # Where pixels lie: auto, device, memory or files; changes no result
     workers: int | None = None,  # Processes that read files; None: one a processor
+    tail: tuple[float, int] | None = None,  # Ratio and seed of `long_tailed`; None: as they are
 ) -> Plan:
     "Settle a run, or say in one line why it cannot be."
     if method not in METHODS:
@@ -177,10 +178,11 @@ def make_plan(
     changes = (settings or {}) | ({} if init is None else {"init": str(init)})
     given, extra = isinstance(source, ImageSet), METHODS[method].extra
     if given:
-        data = limited(source, limit)
+        data = reduced(source, limit, tail)
     else:
         size = size or stored_side(method, source, profile, changes)
         options = {"limit": limit, "stream": stream, "workers": workers, "extra": extra}
+        options["tail"] = tail
         data = load_data(source, size, root, download, split, **options)
     if k is None and data.k is None:
         raise DeepClustError(f"{data.title}: no classes known; say how many clusters with --k")
@@ -287,7 +289,8 @@ def rounded(value: Any) -> Any:
 
 def about_data(data: ImageSet) -> dict[str, Any]:
     "Which images a result is of."
-    return {"data": data.title, "split": data.split or None, "n": len(data)}
+    told = {"data": data.title, "split": data.split or None, "n": len(data)}
+    return told | {"long_tail": list(data.tail) if data.tail else None}
 
 
 def has_joint_norms(method: Method) -> bool:
@@ -508,7 +511,7 @@ def announce(
         say(f"in memory: {method.keeps()}")
     if plan.recipe.init not in ("random", *METHODS):
         say(f"weights from {origin(plan.recipe)}: learned elsewhere, perhaps with labels")
-    if plan.recipe.expects:
+    if plan.recipe.expects and data.tail is None:
         say(f"expected: {plan.recipe.expects}")
 
 # %% ../nbs/foundations/13_train.ipynb #ffe36c7e
