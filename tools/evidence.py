@@ -194,7 +194,31 @@ DIAGNOSED = {  # What is done -> what it is to be called ("": nothing), and how 
     "SCL, two epochs": ("too few steps", ["scl", CI, "--epochs=2"]),
     "MMDC, 200 clusters": ("too many clusters", ["mmdc", CI, "--k=200"]),
 }
+FIVE = {"MMDC": "mmdc", "LSD-C": "lsdc", "SCL": "scl", "NCC": "ncc", "DigPro": "digpro"}
+UNEVEN = {  # Equally many images, 745 or so; {seed}: of the run, so each seed has other large classes
+    "1 to 1": ["--limit=745"],
+    "1 to 3": ["--limit=1195", "--long-tail=3,{seed}"],
+    "1 to 10": ["--long-tail=10,{seed}"],
+}
+LET_GO = {  # What the papers, or a setting of ours, offer against the assumption of equal sizes
+    "MMDC, heaps fall by 10": ["mmdc", "falls=10"],
+    "LSD-C, pairs by SNE": ["lsdc", "rule=sne"],
+    "SCL, sharpened, not balanced": ["scl", "balance=sharpen"],
+    "NCC, balanced draws": ["ncc", "balanced=true"],  # the other way: assumes more
+}
 CLAIMS = {
+    "imbalance": {
+        "claim": "Accuracy against imbalance, digits, 745 images, classes equal or falling geometrically to a third or a tenth",
+        "args": ["--data", "digits", LAPTOP, "--epochs=100", "--set", "log_every=25"],
+        "variants": {
+            f"{name}, {ratio}": [method, *images]
+            for ratio, images in UNEVEN.items()
+            for name, method in FIVE.items()
+        }
+        | {f"{name}, 1 to 10": [*how, *UNEVEN["1 to 10"]] for name, how in LET_GO.items()},
+        "fidelity": "the images themselves, 8x8; a part of the 1,797, cut by class with labels",
+        "paper": None,
+    },
     "health": {
         "claim": "Whether provoked failures are named, and healthy runs left alone, digits",
         "args": ["--data", "digits"],
@@ -433,6 +457,7 @@ CLAIMS = {
 
 def command(claim: dict, changes: list[str], seed: int, out: Path, root: str | None) -> list[str]:
     "The command line of one run; a change is a setting, or a method's name."
+    changes = [change.format(seed=seed) for change in changes]
     methods = [change for change in changes if "=" not in change]
     flags = [change for change in changes if change.startswith("--")]
     values = [change for change in changes if "=" in change and change not in flags]
