@@ -181,9 +181,8 @@ def make_plan(
         data = reduced(source, limit, tail)
     else:
         size = size or stored_side(method, source, profile, changes)
-        options = {"limit": limit, "stream": stream, "workers": workers, "extra": extra}
-        options["tail"] = tail
-        data = load_data(source, size, root, download, split, **options)
+        options = {"limit": limit, "tail": tail, "stream": stream, "workers": workers}
+        data = load_data(source, size, root, download, split, extra=extra, **options)
     if k is None and data.k is None:
         raise DeepClustError(f"{data.title}: no classes known; say how many clusters with --k")
     recipe = with_settings(METHODS[method].recipe(data, profile), changes)

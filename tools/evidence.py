@@ -208,6 +208,7 @@ LET_GO = {  # What the papers, or a setting of ours, offer against the assumptio
 }
 CLAIMS = {
     "imbalance": {
+        "short": True,
         "claim": "Accuracy against imbalance, digits, 745 images, classes equal or falling geometrically to a third or a tenth",
         "args": ["--data", "digits", CI, "--epochs=80", "--set", "log_every=20"],
         "variants": {
@@ -513,12 +514,24 @@ def counted(claim: dict, variant: str, seed: int, root: str | None) -> dict:
     return json.loads(subprocess.run(job, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
+def in_this_process(job: list[str]) -> None:
+    "A command of deepclust without a start of Python, which can take as long as a short run."
+    from deepclust_nb.cli import cli
+
+    cli.main(job[3:], standalone_mode=False)
+
+
 def trained(claim: dict, variant: str, seed: int, root: str | None) -> dict:
     "Train once; a run that was interrupted is taken up where it stood."
     out = scratch(claim, variant, seed)
     again = ["--resume"] if out.exists() else []
-    subprocess.run(command(claim, claim["variants"][variant], seed, out, root) + again, check=True)
+    job = command(claim, claim["variants"][variant], seed, out, root) + again
+    if claim.get("short"):
+        in_this_process(job)
+    else:
+        subprocess.run(job, check=True)
     record = json.loads((out / "summary.json").read_text())
+    record |= {"peak_memory_mb": None} if claim.get("short") else {}  # that of all runs so far
     record["recipe"] = json.loads((out / "config.json").read_text())["recipe"]
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     if claim.get("probe"):
