@@ -191,7 +191,7 @@ def make_plan(
     data = placed(data, where, stream)
     return Plan(method, data, k, recipe, profile, seed, where, name, limit)
 
-
+# %% ../nbs/foundations/13_train.ipynb #432afbce
 def stored_side(
     method: str,  # A key of METHODS
     source: str | Path,  # What `load_data` takes
