@@ -191,7 +191,7 @@ def make_plan(
     data = placed(data, where, stream)
     return Plan(method, data, k, recipe, profile, seed, where, name, limit)
 
-# %% ../nbs/foundations/13_train.ipynb #432afbce
+
 def stored_side(
     method: str,  # A key of METHODS
     source: str | Path,  # What `load_data` takes
@@ -285,7 +285,7 @@ def rounded(value: Any) -> Any:
         return {key: rounded(v) for key, v in value.items()}
     return round(value, 4) if isinstance(value, float) else value
 
-
+# %% ../nbs/foundations/13_train.ipynb #03c3d3a8
 def about_data(data: ImageSet) -> dict[str, Any]:
     "Which images a result is of."
     told = {"data": data.title, "split": data.split or None, "n": len(data)}
