@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['STREAMS', 'batch_count', 'ImageSet', 'epoch_order', 'default_side', 'shorter_side', 'bytes_of', 'left_in_container',
            'free_memory', 'too_large', 'check_memory', 'Reading', 'free_on', 'placed', 'picked', 'limited',
-           'in_threads', 'common_side', 'stack_pixels', 'folder_classes', 'folder_notes', 'read_here', 'read_later',
-           'read_files', 'load_folder', 'load_files', 'npz_arrays', 'images_to_tensor', 'labels_to_classes',
-           'fit_square', 'load_npz', 'named_files', 'named_arrays', 'load_named', 'load_data', 'read_source',
-           'unknown_source']
+           'tail_sizes', 'check_tail', 'long_tailed', 'reduced', 'in_threads', 'common_side', 'stack_pixels',
+           'folder_classes', 'folder_notes', 'read_here', 'read_later', 'read_files', 'load_folder', 'load_files',
+           'npz_arrays', 'images_to_tensor', 'labels_to_classes', 'fit_square', 'load_npz', 'named_files',
+           'named_arrays', 'load_named', 'load_data', 'read_source', 'unknown_source']
 
 # %% ../nbs/foundations/01_data.ipynb #9c5640bf
 import difflib
@@ -69,6 +69,7 @@ class ImageSet:
     notes: tuple = ()  # One line for each thing that was done to the images
     extra: "ImageSet | None" = None  # Images to learn from that are not clustered; same shape
     split: str = ""  # Of a set known by name: 'all', 'train' or 'test'
+    tail: tuple | None = None  # (ratio, seed) of `long_tailed`, where it was cut so
     goal: torch.device | None = None  # Where batches are sent to; None: the pixels lie there
 
     def __post_init__(self):
@@ -304,6 +305,63 @@ def limited(
     "Some of the images, the same ones for every seed."
     rows = picked(len(data), limit)
     return data if len(rows) == len(data) else data.subset(rows)
+
+# %% ../nbs/foundations/01_data.ipynb #4b6ca87e
+def tail_sizes(
+    largest: int,  # Images of the largest class
+    k: int,  # Classes
+    ratio: float,  # Largest over smallest, at least 1
+) -> Int64[Tensor, " K"]:  # Largest first
+    "Sizes that fall geometrically (long-tailed CIFAR; Cui et al., arXiv:1901.05555)."
+    return (largest * ratio ** -torch.linspace(0, 1, k, dtype=torch.float64)).round().long()
+
+
+def check_tail(
+    data: ImageSet,
+    ratio: float,
+) -> None:  # Or DeepClustError
+    "Refuse a set, or a ratio, of which no long tail can be made."
+    if not (math.isfinite(ratio) and ratio >= 1):
+        what = "largest class over smallest, a number from 1 on"
+        raise DeepClustError(f"long tail {ratio:g}: give {what}")
+    if data.y is None:
+        hint = "a long tail is made by class; give a set with classes, or leave --long-tail out"
+        raise DeepClustError(f"{data.title}: no labels; {hint}")
+    largest = int(data.y.bincount().max())
+    if ratio > largest:
+        what = f"classes have at most {largest} images, so the smallest would be empty"
+        raise DeepClustError(f"long tail {ratio:g}: {what}; give a smaller ratio")
+
+
+def long_tailed(
+    data: ImageSet,  # With labels
+    ratio: float,  # Largest class over smallest, at least 1; 1: the set as it is
+    seed: int = 0,  # Draws which class is how large, and which images stay
+) -> ImageSet:  # In the same order; with the same seed a larger ratio keeps a part of these
+    "Fewer images of most classes, see `tail_sizes`; labels make the set, and no method sees them."
+    check_tail(data, ratio)
+    if ratio == 1:
+        return data
+    y, stream = data.y.cpu(), generator(seed, "long tail")
+    classes, counts = y.unique(return_counts=True)
+    most = tail_sizes(int(counts.max()), len(classes), ratio)
+    place = torch.randperm(len(classes), generator=stream)
+    drawn = [torch.randperm(n, generator=stream) for n in counts.tolist()]
+    rows = [(y == c).nonzero()[:, 0][d[: most[p]]] for c, p, d in zip(classes, place, drawn)]
+    kept = data.subset(torch.cat(rows).sort().values)
+    few, many = min(map(len, rows)), max(map(len, rows))
+    note = f"long tail: {len(kept)} of {len(data)} images kept, {few} to {many} a class"
+    return replace(kept, tail=(ratio, seed), notes=data.notes + (note,))
+
+
+def reduced(
+    data: ImageSet,
+    limit: int | None = None,  # Images to keep, see `limited`; None: all
+    tail: tuple[float, int] | None = None,  # Ratio and seed of `long_tailed`; None: as they are
+) -> ImageSet:
+    "Some of the images: at most so many, and of these a long tail."
+    data = limited(data, limit)
+    return data if tail is None else long_tailed(data, *tail)
 
 # %% ../nbs/foundations/01_data.ipynb #81f16e58
 def in_threads(
@@ -599,12 +657,13 @@ def load_data(
     stream: str = "auto",  # Where the pixels shall lie, one of STREAMS
     workers: int | None = None,  # Processes that read files; None: one a processor
     extra: bool = False,  # Also images without labels, where the set has some
+    tail: tuple[float, int] | None = None,  # Ratio and seed of `long_tailed`; None: as they are
 ) -> ImageSet:
     "Images from wherever they are."
     if stream not in STREAMS:
         raise DeepClustError(f"stream={stream!r}: use one of {', '.join(STREAMS)}")
     data = read_source(source, size, root, download, split, Reading(limit, stream, workers), extra)
-    data = limited(data, limit)
+    data = reduced(data, limit, tail)
     if len(data) < 2:
         raise DeepClustError(f"{data.title}: only {len(data)} image; clustering needs at least 2")
     if data.shape[1] < 8:

@@ -371,6 +371,10 @@ class Card(NamedTuple):
     build: Callable  # (recipe, data, k, seed) -> (Method, views)
     learns: bool = True  # Whether weights are trained
     extra: bool = False  # Whether a pass learns from images that are not clustered
+    sizes: tuple[str, str] = (
+        "",
+        "",
+    )  # What it takes the sizes of clusters to be; what lets go of that
 
 # %% ../nbs/foundations/12_recipes.ipynb #f2891ed3
 def augmentation(recipe: Recipe) -> Augment:

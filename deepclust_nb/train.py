@@ -38,7 +38,7 @@ from deepclust_nb.core import (
     pick_device,
     to_numpy,
 )
-from .data import ImageSet, limited, load_data, placed
+from .data import ImageSet, limited, load_data, placed, reduced
 from deepclust_nb.engine import (
     Method,
     Run,
@@ -114,7 +114,7 @@ class Plan:
     def config(self) -> dict:
         "The plan as JSON; two runs with equal configurations are the same run."
         data = {"title": self.data.title, "split": self.data.split, "n": len(self.data)}
-        data["shape"] = list(self.data.shape)
+        data |= {"shape": self.data.shape, "long_tail": self.data.tail}
         recipe = {k: v for k, v in asdict(self.recipe).items() if k != "expects"}
         asked = {"method": self.method, "k": self.k, "profile": self.profile, "seed": self.seed}
         asked |= {"limit": self.limit, "recipe": recipe, "source": self.source}
@@ -169,6 +169,7 @@ def make_plan(
     split: str | None = None,  # Of a named set: 'all', 'train', 'test'; None: what papers train on
     stream: str = "auto",  # Where pixels lie: auto, device, memory or files; changes no result
     workers: int | None = None,  # Processes that read files; None: one a processor
+    tail: tuple[float, int] | None = None,  # Ratio and seed of `long_tailed`; None: as they are
 ) -> Plan:
     "Settle a run, or say in one line why it cannot be."
     if method not in METHODS:
@@ -178,11 +179,11 @@ def make_plan(
     changes = (settings or {}) | ({} if init is None else {"init": str(init)})
     given, extra = isinstance(source, ImageSet), METHODS[method].extra
     if given:
-        data = limited(source, limit)
+        data = reduced(source, limit, tail)
     else:
         size = size or stored_side(method, source, profile, changes)
-        options = {"limit": limit, "stream": stream, "workers": workers, "extra": extra}
-        data = load_data(source, size, root, download, split, **options)
+        options = {"limit": limit, "tail": tail, "stream": stream, "workers": workers}
+        data = load_data(source, size, root, download, split, extra=extra, **options)
     if k is None and data.k is None:
         raise DeepClustError(f"{data.title}: no classes known; say how many clusters with --k")
     recipe = with_settings(METHODS[method].recipe(data, profile), changes)
@@ -285,10 +286,11 @@ def rounded(value: Any) -> Any:
         return {key: rounded(v) for key, v in value.items()}
     return round(value, 4) if isinstance(value, float) else value
 
-
+# %% ../nbs/foundations/13_train.ipynb #03c3d3a8
 def about_data(data: ImageSet) -> dict[str, Any]:
     "Which images a result is of."
-    return {"data": data.title, "split": data.split or None, "n": len(data)}
+    told = {"data": data.title, "split": data.split or None, "n": len(data)}
+    return told | {"long_tail": list(data.tail) if data.tail else None}
 
 
 def has_joint_norms(method: Method) -> bool:
@@ -509,7 +511,7 @@ def announce(
         say(f"in memory: {method.keeps()}")
     if plan.recipe.init not in ("random", *METHODS):
         say(f"weights from {origin(plan.recipe)}: learned elsewhere, perhaps with labels")
-    if plan.recipe.expects:
+    if plan.recipe.expects and data.tail is None:
         say(f"expected: {plan.recipe.expects}")
 
 # %% ../nbs/foundations/13_train.ipynb #ffe36c7e
@@ -700,6 +702,7 @@ def images_of(
         raise DeepClustError(f"{run}: does not say where its images are; name them with --data")
     about, extra = config["data"], known_method(config, run).extra
     options = {"split": about.get("split") or None, "limit": config["limit"], "extra": extra}
+    options["tail"] = about.get("long_tail")
     data = load_data(source or config["source"], about["shape"][1], root, **options)
     return data, data.fingerprint() == about["fingerprint"]
 

@@ -26,7 +26,8 @@ def test_there_are_results():
     scl = {"scl_digits", "scl_mnist5k", "scl_digits_parts"}
     classical = {f"classical_{name}" for name in ("digits", "rsod", "uc_merced", "mnist10k")}
     chain = {"chain_digits", "chain_digits_parts", "rsod", "uc_merced"}
-    assert mmdc | lsdc | scl | classical | chain <= {file.stem for file in FILES}
+    studies = {"imbalance", "imbalance_parts"}
+    assert mmdc | lsdc | scl | classical | chain | studies <= {file.stem for file in FILES}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'PUBLISHED_PARTS', 'LARGE', 'ADDED', 'SHORT', 'EXPECTS', 'RECIPES', 'OPEN', 'OURS', 'PAPER', 'OPTIONS',
-           'CARDS', 'nearest_group', 'group_contrast', 'moved_groups', 'random_groups', 'crowded_groups',
+           'SIZES', 'CARDS', 'nearest_group', 'group_contrast', 'moved_groups', 'random_groups', 'crowded_groups',
            'check_groups', 'DigPro', 'DigProRecipe', 'digpro_recipe', 'slots_of', 'build']
 
 # %% ../../nbs/methods/50_digpro.ipynb #4877cacb
@@ -329,6 +329,16 @@ def build(
     return with_weights(recipe, method), views_of(recipe)
 
 
+SIZES = (
+    "what NCC assumes; its groups are as many as clusters, each weighs the same in the contrast, and k-means on the bank places them anew",
+    "groups=N, more groups than clusters; the rest as in NCC",
+)
 CARDS = {
-    "digpro": Card("DigPro: momentum groups (Zhang et al., 2024)", digpro_recipe, build, extra=True)
+    "digpro": Card(
+        "DigPro: momentum groups (Zhang et al., 2024)",
+        digpro_recipe,
+        build,
+        extra=True,
+        sizes=SIZES,
+    )
 }

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'PUBLISHED_PARTS', 'PADDED', 'CIFAR10', 'CIFAR20', 'STL10', 'OURS', 'DIGITS', 'QUICK_DIGITS', 'ONES',
-           'PHOTOS', 'SHORT', 'RECIPES', 'PAPER', 'CARDS', 'probabilities', 'pair_loss', 'sqdist', 'with_self',
+           'PHOTOS', 'SHORT', 'RECIPES', 'PAPER', 'SIZES', 'CARDS', 'probabilities', 'pair_loss', 'sqdist', 'with_self',
            'knn_pairs', 'fair_share', 'median_distance', 'l2_pairs', 'cosine_pairs', 'sne_affinity', 'sne_pairs',
            'symmetric_beta', 'ricap', 'patchwork', 'mixup', 'unmixed', 'mix_labels', 'mix_labels_release',
            'consistency', 'ramp_up', 'LSDC', 'lsdc_views', 'LSDCRecipe', 'lsdc_recipe', 'rule_of', 'mixing_of', 'build']
@@ -509,8 +509,15 @@ def build(
     return with_weights(recipe, method), lsdc_views(augmentation(recipe), mixing_of(recipe), plain)
 
 
+SIZES = (
+    "no term asks for balance: all images in one cluster is the dearest answer. But the kNN rule gives every image equally many neighbours, here four fifths of B / K, so an image of a class that is rarer in the batch is tied to other classes",
+    "neighbours=N, fewer of them; the paper's rules that go by a threshold and do not count: rule=sne, cosine or l2",
+)
 CARDS = {
     "lsdc": Card(
-        "LSD-C: linearly separable deep clusters (Rebuffi et al., 2020)", lsdc_recipe, build
+        "LSD-C: linearly separable deep clusters (Rebuffi et al., 2020)",
+        lsdc_recipe,
+        build,
+        sizes=SIZES,
     )
 }

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['TAU', 'CHOICES', 'PUBLISHED', 'DIGITS', 'QUICK_DIGITS', 'ONES', 'WHOLE_MNIST', 'QUICK_ONES', 'SHORT', 'BRIEF', 'WEAK',
-           'MIDDLE', 'RECIPES', 'OURS', 'PAPER', 'CARDS', 'one_hot_means', 'random_means', 'draw_components',
-           'mixture_targets', 'sqeuclidean', 'euclidean', 'exchange', 'nearest_target', 'keep', 'reassign', 'mse',
-           'distance', 'refine', 'draw_cloud', 'MMDC', 'mmdc_views', 'MMDCRecipe', 'mmdc_recipe', 'nat_recipe',
-           'chosen', 'build']
+           'MIDDLE', 'RECIPES', 'OURS', 'PAPER', 'SIZES', 'CARDS', 'one_hot_means', 'random_means', 'falling_heaps',
+           'draw_components', 'mixture_targets', 'sqeuclidean', 'euclidean', 'exchange', 'nearest_target', 'keep',
+           'reassign', 'mse', 'distance', 'refine', 'draw_cloud', 'MMDC', 'mmdc_views', 'MMDCRecipe', 'mmdc_recipe',
+           'nat_recipe', 'chosen', 'build']
 
 # %% ../../nbs/methods/10_mmdc.ipynb #24a12efa
 from collections.abc import Callable
@@ -59,13 +59,27 @@ def random_means(
     return unit(0.2 * torch.rand(k, p, generator=stream) - 0.1)
 
 
+def falling_heaps(
+    n: int,  # Images
+    k: int,  # Clusters
+    falls: float,  # Largest heap over smallest, at least 1
+) -> Int[Tensor, " N"]:  # Largest heap first; sizes within one of their shares
+    "Heaps of geometrically falling size, for sets that are known to be uneven; ours."
+    shares = falls ** -torch.linspace(0, 1, k, dtype=torch.float64)
+    edges = shares.cumsum(0) / shares.sum()
+    return torch.searchsorted(edges, (torch.arange(n) + 0.5) / n)
+
+
 def draw_components(
     n: int,  # Images
     k: int,  # Clusters
     balanced: bool,  # Sizes equal up to one; otherwise drawn one by one, as in the paper
     stream: torch.Generator,
+    falls: float | None = None,  # Sizes by `falling_heaps`; None: as `balanced` says
 ) -> Int[Tensor, " N"]:
     "The heap of each target, in random order (MMDC, Sec. III)."
+    if falls:
+        return falling_heaps(n, k, falls)[torch.randperm(n, generator=stream)]
     if balanced:
         return (torch.arange(n) % k)[torch.randperm(n, generator=stream)]
     return torch.randint(k, (n,), generator=stream)
@@ -173,12 +187,13 @@ def draw_cloud(
     var: float,  # Variance of a heap; 0: targets are the means
     balanced: bool,  # Heaps of equal size
     stream: torch.Generator,
+    falls: float | None = None,  # Largest heap over smallest; None: as `balanced` says
 ) -> tuple[Float[Tensor, "K P"], Float[Tensor, "M P"], Int[Tensor, " N"]]:  # means, cloud, slot
     "The targets: K rows when they coincide with the means, else those and one row an image."
     if means is None:
         return torch.zeros(k, dim), unit(torch.randn(n, dim, generator=stream)), torch.arange(n)
     places = means(k, dim, stream)
-    component = draw_components(n, k, balanced, stream)
+    component = draw_components(n, k, balanced, stream, falls)
     if var == 0:
         return places, places.clone(), component
     cloud = mixture_targets(places, component, var, stream)
@@ -202,6 +217,7 @@ class MMDC(Method):
         means: Callable | None = one_hot_means,  # None: NAT's uniform cloud
         var: float = 0.0,  # Of a heap; the paper's value
         balanced: bool = True,  # Equal heaps; the paper's are drawn one by one
+        falls: float | None = None,  # Largest heap over smallest; None: as `balanced` says
         cost: Callable = euclidean,  # Of the assignment
         rule: Callable = exchange,  # Of the assignment
         pull: Callable = mse,  # (z, q) -> scalar
@@ -214,7 +230,8 @@ class MMDC(Method):
         self.head = nn.Linear(net.out_features, dim or k)
         self.turn_head = nn.Linear(net.out_features, 4) if turned else None
         stream = generator(seed, "targets")
-        places, cloud, slot = draw_cloud(n, k, dim or k, means, var, balanced, stream)
+        sizes = (balanced, stream, falls)
+        places, cloud, slot = draw_cloud(n, k, dim or k, means, var, *sizes)
         self.register_buffer("means", places)  # (K,P)
         self.register_buffer("cloud", cloud)  # (M,P)
         self.register_buffer("slot", slot)  # (N,)
@@ -313,6 +330,7 @@ class MMDCRecipe(Recipe):
     dim: int | None = setting(None, "dimensions of the sphere; None: the number of clusters", 2)
     var: float = setting(0.0, "variance of a heap of targets", 0)
     balanced: bool = setting(True, "heaps of equal size; the paper draws one by one")
+    falls: float | None = setting(None, "largest heap over smallest; None: as balanced says", 1)
     cost: str = setting(
         "euclidean", "of the assignment: euclidean or sqeuclidean", among=tuple(CHOICES["cost"])
     )
@@ -421,6 +439,8 @@ def chosen(recipe: MMDCRecipe) -> dict[str, Callable | None]:
         raise DeepClustError(
             "means=uniform: a uniform cloud has no heaps to refine; set refine_epochs=0"
         )
+    if recipe.means == "uniform" and recipe.falls:
+        raise DeepClustError("means=uniform: a uniform cloud has no heaps to fall; leave falls out")
     return {name: options[getattr(recipe, name)] for name, options in CHOICES.items()}
 
 
@@ -434,15 +454,23 @@ def build(
     "A fresh method and its views."
     view = test_view(recipe, data)
     turned = turned_views(crop_only(recipe)) if recipe.rotation else None
-    options = {"dim": recipe.dim, "var": recipe.var, "balanced": recipe.balanced, "turned": turned}
+    options = {name: getattr(recipe, name) for name in ("dim", "var", "balanced", "falls")}
     net = network(recipe, data.shape[0])
-    method = make(net, k, len(data), view, seed=seed, **options, **chosen(recipe))
+    options |= {"turned": turned, "seed": seed} | chosen(recipe)
+    method = make(net, k, len(data), view, **options)
     return with_weights(recipe, method), mmdc_views(augmentation(recipe), view, recipe.copies)
 
 
+SIZES = (
+    "equal: each cluster owns as many targets as any other, and exchanging them never changes that, so ACC has a ceiling",
+    "the paper's own way, refinement (refine_epochs): k-means instead of owned targets; balanced=false: heaps drawn one by one, as in the paper; ours, for sets known to be uneven: falls=RATIO",
+)
 CARDS = {
     "mmdc": Card(
-        "MMDC: multi-modal deep clustering (Shiran and Weinshall, 2020)", mmdc_recipe, build
+        "MMDC: multi-modal deep clustering (Shiran and Weinshall, 2020)",
+        mmdc_recipe,
+        build,
+        sizes=SIZES,
     ),
     "nat": Card("NAT: noise as targets + k-means (Bojanowski and Joulin, 2017)", nat_recipe, build),
 }

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'PUBLISHED_FEATURES', 'PICA', 'LARGE', 'PHOTOS', 'DIGITS', 'ONES', 'RECIPES', 'OURS', 'FEATURES', 'PAPER',
-           'CARDS', 'instance_loss', 'log_densities', 'vote', 'cluster_loss', 'doubt', 'sinkhorn', 'sharpened',
+           'SIZES', 'CARDS', 'instance_loss', 'log_densities', 'vote', 'cluster_loss', 'doubt', 'sinkhorn', 'sharpened',
            'unbalanced', 'imbalance', 'projector', 'balanced_labels', 'MomentumContrast', 'MoCo', 'SCL', 'MoCoRecipe',
            'SCLRecipe', 'scl_recipe', 'moco_recipe', 'slots_of', 'build', 'build_moco']
 
@@ -464,9 +464,16 @@ def build_moco(
     return with_weights(recipe, method), two_views(augmentation(recipe))
 
 
+SIZES = (
+    "equal: banks of one size make the vote a classifier with equal priors; and, ours, sinkhorn draws the votes of a batch towards equal shares",
+    "balance=sharpen or none: the poster shows no balance. The banks stay equal: banks as large as their clusters would let large ones grow",
+)
 CARDS = {
     "scl": Card(
-        "SCL: semantic contrastive learning (Huang and Gong, BMVC 2022)", scl_recipe, build
+        "SCL: semantic contrastive learning (Huang and Gong, BMVC 2022)",
+        scl_recipe,
+        build,
+        sizes=SIZES,
     ),
     "moco": Card(
         "MoCo + k-means: one queue for all images (He et al., 2020)", moco_recipe, build_moco
