@@ -400,10 +400,17 @@ WEIGHTS = (
         type=click.IntRange(2),
         help="Clusters to make. [default: as many as sub-folders, else what `deepclust howmany` finds]",
     ),
-    click.option("--method", help="See `deepclust methods`. [default: ncc; frozen with --weights]"),
+    click.option(
+        "--method",
+        help="See `deepclust methods`. [default: moco, then k-means; frozen with --weights]",
+    ),
     *WEIGHTS,
     PROFILE,
-    click.option("--epochs", type=int, help="Epochs in all. [default: the recipe's]"),
+    click.option(
+        "--epochs",
+        type=int,
+        help="Epochs in all. [default: a few minutes; of --method the recipe's]",
+    ),
     click.option(
         "--seed", type=int, default=0, show_default=True, help="Of weights, order and augmentation."
     ),

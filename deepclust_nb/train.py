@@ -498,8 +498,8 @@ def announce(
     with sharing(method):
         expected = estimate(new_run(method, data, views, **settings), log_every)
     stages = " + ".join(f"{epochs} {name}" for name, epochs in settings["stages"])
-    epochs = "epoch" if total == 1 else "epochs"
     memory, (part, total) = expected["memory_mb"], left
+    epochs = "epoch" if total == 1 else "epochs"
     some = "" if part == total else f" ({part} of them now)"
     where = f"{plan.device}{' in bf16' if settings['speed'].precision == 'bf16' else ''}"
     first = "a minute or more to compile, then " if settings["speed"].compile else ""
