@@ -395,14 +395,14 @@ CLAIMS = {
         "paper": None,
     },
     "photos_uc_merced": {
-        "claim": "2,000 photographs of UC-Merced in one folder, deepclust cluster with its defaults",
+        "claim": "2,000 photographs of UC-Merced in one folder, deepclust cluster with its defaults, one seed",
         "folder": {"data": "uc-merced", "images": 2000},
         "variants": {"deepclust cluster": []},
         "fidelity": "2,000 of the 2,100 images, drawn by the seed; JPEG, shrunk from 256 to 96 px",
         "paper": None,
     },
     "photos_rsod": {
-        "claim": "936 photographs of RSOD in one folder, deepclust cluster with its defaults",
+        "claim": "936 photographs of RSOD in one folder, deepclust cluster with its defaults, one seed",
         "folder": {"data": "rsod", "images": 2000},
         "variants": {"deepclust cluster": []},
         "fidelity": "936 of the 976 images, JPEG, shrunk to 96 px; 64 exact duplicates",
