@@ -274,9 +274,10 @@ def origin(recipe: Recipe) -> str:
 
 
 def learned_at(recipe: Recipe) -> str | None:  # None: in this run, or in the start it trained
-    "That the weights of a run were learned elsewhere, and where."
+    "That the weights of a run were learned elsewhere, and which they are; no path."
     at_home = recipe.init in ("random", *METHODS)
-    return None if at_home else f"learned elsewhere ({origin(recipe)})"
+    named = origin(recipe) if recipe.init == "pretrained" else Path(recipe.init).name
+    return None if at_home else f"learned elsewhere ({named})"
 
 
 def start_of(folder: RunFolder) -> dict[str, Any] | None:
@@ -515,7 +516,7 @@ def announce(
     if method.keeps():
         say(f"in memory: {method.keeps()}")
     if plan.recipe.init not in ("random", *METHODS):
-        say(f"weights {learned_at(plan.recipe)}, perhaps with labels")
+        say(f"weights from {origin(plan.recipe)}: learned elsewhere, perhaps with labels")
     if plan.recipe.expects:
         say(f"expected: {plan.recipe.expects}")
 
