@@ -267,7 +267,7 @@ def note_start(plan: Plan, method: Method, folder: RunFolder) -> None:
     found["seconds"] = json.loads(init.read_text())["seconds"] if trained else None
     write_json(folder.path / "start.json", rounded(found))
 
-
+# %% ../nbs/foundations/13_train.ipynb #8b117787
 def origin(recipe: Recipe) -> str:
     "Where the weights that a run starts from were learned, in a word."
     return recipe.backbone if recipe.init == "pretrained" else recipe.init
