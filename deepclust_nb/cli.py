@@ -460,11 +460,15 @@ WEIGHTS = (
     click.option(
         "--method",
         callback=method_of,
-        help="See `deepclust methods`; or FILE.py:NAME. [default: ncc; frozen with --weights]",
+        help="See `deepclust methods`; or FILE.py:NAME. [default: moco, then k-means; frozen with --weights]",
     ),
     *WEIGHTS,
     PROFILE,
-    click.option("--epochs", type=int, help="Epochs in all. [default: the recipe's]"),
+    click.option(
+        "--epochs",
+        type=int,
+        help="Epochs in all. [default: a few minutes; of --method the recipe's]",
+    ),
     click.option(
         "--seed", type=int, default=0, show_default=True, help="Of weights, order and augmentation."
     ),

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .core import DeepClustError, to_numpy
+from .core import DeepClustError, number_of, to_numpy
 from .page import render
 from .runs import atomic_write
 
@@ -247,8 +247,9 @@ def describe_run(
     "Title, one line, and the figures beside their baseline."
     method, data = str(summary.get("method", "clustering")), summary.get("data", "")
     facts = [f"{n:,} images", f"{k} clusters"]
-    facts += [f"{summary[name]} {name}" for name in ("epochs",) if summary.get(name)]
+    facts += [number_of(summary["epochs"], "epoch")] if summary.get("epochs") else []
     facts += [f"seed {summary['seed']}"] if summary.get("seed") is not None else []
+    facts += [f"weights {summary['weights']}"] if summary.get("weights") else []
     prefixed = {name: summary.get(f"baseline_{name}") for name in ("acc", "nmi", "ari")}
     rows = {
         "this run": three(summary),

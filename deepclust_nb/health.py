@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['SAMPLE', 'QUERIES', 'NEIGHBOURS', 'LIMITS', 'FAILURES', 'GROWN', 'LARGE', 'PLACES', 'sample_rows', 'neighbours',
-           'neighbour_agreement', 'chance_agreement', 'smallest_angle', 'churn', 'light', 'explained', 'health_figures',
-           'Diagnosis', 'as_lr', 'Course', 'course_of', 'Limit', 'over', 'under', 'rate_too_high', 'all_in_one',
-           'few_clusters', 'to_a_point', 'to_few_dimensions', 'still', 'few_steps', 'knows_nothing', 'too_many',
-           'cut_across', 'by_light', 'unsettled', 'Failure', 'slower', 'faster', 'longer', 'fewer', 'fresh_start',
-           'rougher', 'taken_back', 'diagnose', 'verdict', 'Origin', 'Met', 'look_at', 'after_layer', 'watch_networks',
-           'watch_pass', 'largest', 'watching', 'diagnose_nan']
+           'neighbour_agreement', 'neighbours_to_ask', 'chance_agreement', 'smallest_angle', 'churn', 'light',
+           'explained', 'health_figures', 'Diagnosis', 'as_lr', 'Course', 'course_of', 'Limit', 'over', 'under',
+           'rate_too_high', 'all_in_one', 'few_clusters', 'to_a_point', 'to_few_dimensions', 'still', 'few_steps',
+           'knows_nothing', 'too_many', 'cut_across', 'by_light', 'unsettled', 'Failure', 'slower', 'faster', 'longer',
+           'fewer', 'fresh_start', 'rougher', 'taken_back', 'diagnose', 'verdict', 'Origin', 'Met', 'look_at',
+           'after_layer', 'watch_networks', 'watch_pass', 'largest', 'watching', 'diagnose_nan']
 
 # %% ../nbs/foundations/06_health.ipynb #227a9024
 import math
@@ -36,7 +36,7 @@ from deepclust_nb.metrics import (
 
 # %% ../nbs/foundations/06_health.ipynb #1e1fa422
 SAMPLE = 2000  # images that a look measures at most
-QUERIES = 500  # of these, images whose neighbours are searched
+QUERIES = 200  # of these, images whose neighbours are searched
 NEIGHBOURS = 10  # neighbours of each
 
 
@@ -77,6 +77,14 @@ def neighbour_agreement(
     rows, near = neighbours(h, r, queries)
     assign = torch.as_tensor(assign).to(near.device)
     return float((assign[near] == assign[rows, None]).float().mean())
+
+
+def neighbours_to_ask(
+    assign: Labels,  # Cluster of each image of the sample
+) -> int:  # From 1 to 10
+    "At most ten, and at most a quarter of a cluster of average size."
+    used = len(np.unique(to_numpy(assign)))
+    return max(1, min(NEIGHBOURS, len(assign) // (4 * used)))
 
 
 def chance_agreement(
@@ -139,7 +147,7 @@ def health_figures(
         "effective_rank": effective_rank(h),
         "isotropy": float(isotropy(h)),
         "smallest_angle": smallest_angle(h, assign),
-        "agreement": neighbour_agreement(h, assign, queries=QUERIES),
+        "agreement": neighbour_agreement(h, assign, neighbours_to_ask(assign), QUERIES),
         "chance": chance_agreement(assign),
         "light": float(explained(four, assign).max()),
     }
@@ -342,11 +350,10 @@ def knows_nothing(course: Course) -> str | None:
 
 # %% ../nbs/foundations/06_health.ipynb #b910574a
 def too_many(course: Course) -> str | None:
-    "Clusters of a few images cut through groups that belong together."
+    "Clusters of a few images that stay empty, or cut through groups and find no rest."
     empty = 1 - course.last["clusters_used"] / course.k
-    if under("each", course.n / course.k) and (
-        over("spare", empty) or under("lift", course.lift())
-    ):
+    restless = under("lift", course.lift()) and over("calm", course.figure("churn", 2))
+    if under("each", course.n / course.k) and (over("spare", empty) or restless):
         return f"{course.n / course.k:.0f} images a cluster, {empty:.0%} of the clusters empty"
     return None
 

@@ -192,7 +192,8 @@ def isotropy(
 ) -> Float[Tensor, ""]:  # In [0, 1]; 0 all rows are equal, 1 spread over all coordinates
     "Mean standard deviation of the coordinates of unit rows, times sqrt(D) (after SimSiam, arXiv:2011.10566)."
     z = unit(torch.as_tensor(z).detach())
-    return z.std(dim=0, correction=0).mean() * z.shape[1] ** 0.5
+    spread = (z - z.mean(0)).square().mean(0).sqrt()  # as z.std(0), which is ten times as slow
+    return spread.mean() * z.shape[1] ** 0.5
 
 
 def effective_rank(
@@ -221,10 +222,9 @@ def cluster_means(
     # Mean of every cluster that has rows, and which of them each row belongs to
     "Centres of the clusters that are not empty."
     rows = to_numpy(h).astype(np.float64)
-    _, own = np.unique(to_numpy(assign), return_inverse=True)
-    total = np.zeros((own.max() + 1, rows.shape[1]))
-    np.add.at(total, own, rows)
-    return total / np.bincount(own)[:, None], own
+    _, own, count = np.unique(to_numpy(assign), return_inverse=True, return_counts=True)
+    first = np.r_[0, count.cumsum()[:-1]]  # of each cluster, once rows are sorted by it
+    return np.add.reduceat(rows[own.argsort(kind="stable")], first) / count[:, None], own
 
 # %% ../nbs/foundations/06_metrics.ipynb #5ae165b4
 def compactness(

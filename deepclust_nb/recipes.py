@@ -34,7 +34,7 @@ from deepclust_nb.augment import (
     RandomSolarise,
     centre_crop,
 )
-from .core import DeepClustError
+from .core import DeepClustError, number_of
 from .data import ImageSet, batch_count
 from .engine import OPTIMISERS, cosine, step_decay
 from .named import DATASETS
@@ -313,7 +313,9 @@ def expectation(
     if "acc" not in found:
         return "not measured here"
     known = "main_epochs" not in paper.lacks(name, full)
-    after = f" after {sum(epochs for _, epochs in full.stages()):,} epochs" if known else ""
+    after = (
+        f" after {number_of(sum(epochs for _, epochs in full.stages()), 'epoch')}" if known else ""
+    )
     net = found.get("net", paper.net)
     how = f"{after} ({net})" if net else after
     return f"not measured here; the paper reports ACC {found['acc']:.3f}{how}"

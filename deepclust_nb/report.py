@@ -24,12 +24,20 @@ from jaxtyping import Bool, Float, Int
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from .core import number_of
 from .data import ImageSet, batch_count, limited
 from .engine import new_run
 from .metrics import correct
 from .recipes import Recipe, blank_set
 from .runs import RunFolder
-from .train import METHODS, Plan, build, evaluate_run, make_plan
+from deepclust_nb.train import (
+    METHODS,
+    Plan,
+    build,
+    evaluate_run,
+    learned_at,
+    make_plan,
+)
 from .viz import PETROFF, by_confidence, draw_rows, panels, show_images
 
 # %% ../nbs/foundations/15_report.ipynb #0838b580
@@ -110,10 +118,13 @@ def about_plan(plan: Plan) -> str:  # Lines
     run = new_run(method, plan.data, views, **settings)
     batches = batch_count(len(plan.data), plan.recipe.bs)
     steps = run.epochs * len(method.passes(run)) * batches
-    stages = " + ".join(f"{epochs} epochs {name}" for name, epochs in plan.recipe.stages())
+    stages = " + ".join(
+        f"{number_of(epochs, 'epoch')} {name}" for name, epochs in plan.recipe.stages()
+    )
     weights, trained = parameters(method), parameters(method, trained=True)
     some = f", {trained:,} of them trained" if trained < weights else ""
-    network = f"network: {plan.recipe.backbone}, {weights:,} weights{some}"
+    from_others = f", {learned_at(plan.recipe)}" if learned_at(plan.recipe) else ""
+    network = f"network: {plan.recipe.backbone}, {weights:,} weights{some}{from_others}"
     expected = f"expected: {plan.recipe.expects or 'not measured'}"
     return "\n".join([f"stages: {stages}, {steps:,} steps", network, expected])
 

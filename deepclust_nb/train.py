@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'Plan', 'as_json', 'surroundings', 'hardware', 'make_plan', 'stored_side', 'settled', 'where_from', 'build',
-           'pretrained', 'pixel_baseline', 'note_start', 'origin', 'start_of', 'rounded', 'about_data',
+           'pretrained', 'pixel_baseline', 'note_start', 'origin', 'learned_at', 'start_of', 'rounded', 'about_data',
            'has_joint_norms', 'device_hours', 'summary_of', 'save_figure', 'map_captions', 'curves_of', 'save_figures',
            'confusion_of', 'train', 'advised', 'reason', 'advice', 'epochs_left', 'announce', 'duration', 'judged',
            'changed', 'health_of', 'warned', 'finish', 'compared', 'load_run', 'known_method', 'rebuilt', 'exported',
@@ -106,6 +106,7 @@ class Plan:
     device: torch.device
     source: str = ""  # Where the images came from, as the user said it
     limit: int | None = None  # Images taken of a larger set
+    chosen: tuple[str, ...] = ()  # Settings that differ from the recipe's, but were not asked for
 
     def __post_init__(self):
         if not 0 <= self.seed < 2**63:
@@ -268,10 +269,17 @@ def note_start(plan: Plan, method: Method, folder: RunFolder) -> None:
     found["seconds"] = json.loads(init.read_text())["seconds"] if trained else None
     write_json(folder.path / "start.json", rounded(found))
 
-
+# %% ../nbs/foundations/13_train.ipynb #8b117787
 def origin(recipe: Recipe) -> str:
     "Where the weights that a run starts from were learned, in a word."
     return recipe.backbone if recipe.init == "pretrained" else recipe.init
+
+
+def learned_at(recipe: Recipe) -> str | None:  # None: in this run, or in the start it trained
+    "That the weights of a run were learned elsewhere, and which they are; no path."
+    at_home = recipe.init in ("random", *METHODS)
+    named = origin(recipe) if recipe.init == "pretrained" else Path(recipe.init).name
+    return None if at_home else f"learned elsewhere ({named})"
 
 
 def start_of(folder: RunFolder) -> dict[str, Any] | None:
@@ -324,6 +332,7 @@ def summary_of(
     cost |= {"joint_norms": has_joint_norms(run.method), "hardware": hardware(plan.device)}
     cost |= {"device_hours": device_hours(cost | {"start": start})}
     baseline = {"baseline": pixel_baseline(plan.data, plan.k), "start": start}
+    baseline["weights"] = learned_at(plan.recipe)
     return rounded(asked | found | baseline | {"stages": stages} | cost | surroundings())
 
 # %% ../nbs/foundations/13_train.ipynb #90ae3777
@@ -493,15 +502,15 @@ def announce(
     with sharing(method):
         expected = estimate(new_run(method, data, views, **settings), log_every)
     stages = " + ".join(f"{epochs} {name}" for name, epochs in settings["stages"])
-    memory = expected["memory_mb"]
-    part, total = left
+    memory, (part, total) = expected["memory_mb"], left
+    epochs = "epoch" if total == 1 else "epochs"
     some = "" if part == total else f" ({part} of them now)"
     where = f"{plan.device}{' in bf16' if settings['speed'].precision == 'bf16' else ''}"
     first = "a minute or more to compile, then " if settings["speed"].compile else ""
     part_of = f", {data.split} split" if data.split in ("train", "test") else ""
     say(
         f"{plan.method} on {data.title}{part_of}: {len(data)} images {tuple(data.shape)} into {plan.k} clusters, "
-        f"{stages} epochs{some} on {where}; {first}about {duration(expected['seconds'] * part / total)}"
+        f"{stages} {epochs}{some} on {where}; {first}about {duration(expected['seconds'] * part / total)}"
         + (f" and {memory / 1024:.1f} GB" if memory else "")
     )
     side, seen = data.shape[1], plan.recipe.size or data.shape[1]
@@ -531,10 +540,10 @@ def judged(plan: Plan, run: Run) -> Course:
 
 
 def changed(plan: Plan) -> dict[str, Any]:
-    "What the recipe has where the plan has something else; lengths and switches apart."
+    "What the recipe has where somebody asked for something else; lengths and switches apart."
     usual = METHODS[plan.method].recipe(plan.data, plan.profile)
     names = {f.name for f in fields(usual)} - {"expects", "log_every", "accumulate", *Speed._fields}
-    names = sorted(name for name in names if not name.endswith("_epochs"))
+    names = sorted(n for n in names - {*plan.chosen} if not n.endswith("_epochs"))
     return {n: getattr(usual, n) for n in names if getattr(usual, n) != getattr(plan.recipe, n)}
 
 
@@ -591,9 +600,11 @@ def finish(plan: Plan, run: Run, folder: RunFolder, say: Callable) -> dict[str, 
 
 # %% ../nbs/foundations/13_train.ipynb #da1c2ea0
 def compared(summary: dict[str, Any]) -> str:
-    "The result beside the baselines, as a small table."
+    "The result beside the baselines, as a small table, and where its weights are from."
+    note = [f"weights {summary['weights']}"] if summary["weights"] else []
     if summary["acc"] is None:
-        return f"{summary['clusters_used']} of {summary['k']} clusters in use; no labels, so no accuracy"
+        used = f"{summary['clusters_used']} of {summary['k']} clusters in use"
+        return "; ".join([used, "no labels, so no accuracy", *note])
     rows = {"k-means on pixels": summary["baseline"]}
     if summary["start"]:
         rows[f"k-means on the start ({Path(summary['start']['from']).name})"] = summary["start"]
@@ -602,7 +613,7 @@ def compared(summary: dict[str, Any]) -> str:
     lines = [
         f"{name:<{wide}} {r['acc']:.3f}  {r['nmi']:.3f}  {r['ari']:.3f}" for name, r in rows.items()
     ]
-    return "\n".join([f"{'':<{wide}} ACC    NMI    ARI", *lines])
+    return "\n".join([f"{'':<{wide}} ACC    NMI    ARI", *lines, *note])
 
 # %% ../nbs/foundations/13_train.ipynb #4acf33b7
 def load_run(

@@ -162,6 +162,18 @@ def pictures(digits) -> Callable[..., Path]:
     return write
 
 
+def crops(folder, n: int, side: int = 64) -> None:
+    "Pieces of two real photographs."
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(n):
+        picture = load_sample_images().images[i % 2]
+        piece = picture[(13 * i) % 300 :, (29 * i) % 500 :][: side + i % 9, :side]
+        Image.fromarray(piece).save(folder / f"{i:03}.png")
+
+
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory, pictures) -> Path:
     "A flat folder of 60 pictures, without labels."

@@ -3,9 +3,12 @@
 import json
 import shutil
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
+
+from conftest import crops
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync"
@@ -288,6 +291,30 @@ def test_refine_takes_what_the_page_saves(visit, photo_run, deepclust, tmp_path,
     assert better.locator("main").get_attribute("data-run") != told["run"]
     assert not edits_of(better) and not better.said and not better.evaluate("window.hit")
     assert len([p for p in (out / "clusters").rglob("*.png")]) == 60
+
+
+def test_a_folder_is_clustered_then_corrected_in_the_page(visit, deepclust, pictures, tmp_path):
+    folder = pictures(tmp_path / "mixed", 100)
+    crops(folder, 100)
+    how = ["--k", 4, "--profile", "ci", "--epochs", 2, "--size", 16, "--set", "width=4"]
+    done = deepclust("cluster", folder, *how, "--out", tmp_path / "run", "--copy")
+    assert done.code == 0 and "200 images" in done.out and "2 main epochs" in done.out
+    page = visit(tmp_path / "run" / "gallery.html")
+    before = page.locator("section[data-cluster]").evaluate_all(
+        "all => Object.fromEntries(all.map(s => [s.dataset.cluster, Number(s.dataset.size)]))"
+    )
+    into, gone = sorted(before, key=before.get, reverse=True)[:2]
+    page.locator(f"#cluster-{gone} .panel summary").click()
+    page.locator(f"#cluster-{gone} select").select_option(into)
+    page.locator(f"#cluster-{gone} [data-do=merge]").click()
+    assert [one["do"] for one in saved(page, tmp_path)["edits"]] == ["merge"]
+    out = tmp_path / "better"
+    done = deepclust("refine", tmp_path / "run", tmp_path / "edits.json", "--out", out, "--copy")
+    assert done.code == 0, done.err
+    sorted_into = Counter(p.parent.name for p in (out / "clusters").rglob("*.png"))
+    assert sum(sorted_into.values()) == 200
+    assert max(sorted_into.values()) == before[into] + before[gone]
+    assert not page.said and not outside(page)
 
 
 def test_names_run_nothing(visit, make_page, tmp_path):

@@ -6,22 +6,11 @@ import os
 
 import numpy as np
 import pytest
-from PIL import Image
-from sklearn.datasets import load_sample_images
 
-from conftest import DEVICE
+from conftest import DEVICE, crops
 
 QUICK = ["--method", "instance", "--profile", "ci", "--epochs", 2, "--size", 16, "--device", DEVICE]
 QUICK += ["--set", "width=4", "--set", "bs=16"]
-
-
-def crops(folder, n: int, side: int = 64) -> None:
-    "Pieces of two real pictures."
-    folder.mkdir(parents=True, exist_ok=True)
-    for i in range(n):
-        picture = load_sample_images().images[i % 2]
-        piece = picture[(13 * i) % 300 :, (29 * i) % 500 :][: side + i % 9, :side]
-        Image.fromarray(piece).save(folder / f"{i:03}.png")
 
 
 @pytest.fixture(scope="module")

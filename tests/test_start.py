@@ -52,7 +52,13 @@ def frozen(deepclust, photos, weights, tmp_path_factory):
 def test_the_result_says_that_it_was_learned_elsewhere(frozen, weights):
     out, said = frozen
     assert "learned elsewhere" in said and str(weights) in said
-    assert json.loads((out / "summary.json").read_text())["start"]["from"] == str(weights)
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["start"]["from"] == str(weights)
+    assert summary["weights"] == f"learned elsewhere ({weights.name})"
+    assert f"weights {summary['weights']}" in said.split("pictures")[-1]  # with the result too
+    page = (out / "gallery.html").read_text(encoding="utf-8")
+    assert f"weights {summary['weights']}" in page
+    assert "1 main epoch on" in said and "1 epoch ·" in page
 
 
 def test_the_weights_stay_as_they_were(frozen, weights):
