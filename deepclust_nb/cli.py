@@ -478,6 +478,7 @@ WEIGHTS = (
     click.option(
         "--out", type=click.Path(path_type=Path), help="Run folder. [default: runs/cluster-FOLDER]"
     ),
+    click.option("--resume", is_flag=True, help="Go on with the run in the folder."),
     click.option("--overwrite", is_flag=True, help="Replace the run in the folder."),
     click.option(
         "--copy", "mode", flag_value="copy", help="Also copy the images into a folder per cluster."
@@ -497,12 +498,14 @@ def cluster(source, out, quiet, **asked):
     but these images is learned from, unless --weights says otherwise; then the result says so.
     """
     from deepclust_nb import photos
+    from deepclust_nb.processes import ends_in_order
 
     where = Path(source).expanduser()
     out = out or usual_out("cluster", where)
     keep_apart(out, where)
     progress = not quiet and sys.stderr.isatty()
-    photos.cluster(source, out, progress=progress, say=click.echo, **asked)
+    with ends_in_order():
+        photos.cluster(source, out, progress=progress, say=click.echo, **asked)
     click.echo(f"look at {out / 'gallery.html'}; new images: deepclust predict {out} IMAGES")
 
 
@@ -894,7 +897,7 @@ def trains(
     words: list[str],  # Of the command
 ) -> bool:
     "Whether it is a command that can be taken up with --resume."
-    return next((word for word in words if word in cli.commands), "") == "train"
+    return next((word for word in words if word in cli.commands), "") in ("train", "cluster")
 
 
 def in_full(

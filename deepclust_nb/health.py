@@ -13,6 +13,7 @@ __all__ = ['SAMPLE', 'QUERIES', 'NEIGHBOURS', 'LIMITS', 'FAILURES', 'GROWN', 'LA
 
 # %% ../nbs/foundations/06_health.ipynb #227a9024
 import math
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -23,7 +24,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .core import NotFinite, as_float, to_numpy, unit
+from .core import NotFinite, as_float, number_of, to_numpy, unit
 from deepclust_nb.metrics import (
     Labels,
     Rows,
@@ -328,6 +329,8 @@ def still(course: Course) -> str | None:
     losses = [n for n in last if n.endswith(".loss") and n in first]
     moves = [abs(look[n] - first[n]) / max(abs(first[n]), 1e-9) for look in looks for n in losses]
     churns = [look["churn"] for look in looks if look["churn"] is not None]
+    if not moves:  # nothing is learned
+        return None
     if under("still", max(moves)) and under("calm", float(np.median(churns))):
         return ", ".join(f"{n} {first[n]:.3g} at first, {last[n]:.3g} at last" for n in losses)
     return None
@@ -336,7 +339,8 @@ def still(course: Course) -> str | None:
 def few_steps(course: Course) -> str | None:
     "Too little training for a network to learn anything; of a frozen one nothing is asked."
     if course.finished and course.last["step"] and under("steps", course.last["step"]):
-        return f"{course.last['step']} steps in {course.last['epoch']} epochs"
+        steps, epochs = course.last["step"], course.last["epoch"]
+        return f"{number_of(steps, 'step')} in {number_of(epochs, 'epoch')}"
     return None
 
 
@@ -351,6 +355,8 @@ def knows_nothing(course: Course) -> str | None:
 # %% ../nbs/foundations/06_health.ipynb #b910574a
 def too_many(course: Course) -> str | None:
     "Clusters of a few images that stay empty, or cut through groups and find no rest."
+    if course.k < 3:  # fewer are no clustering
+        return None
     empty = 1 - course.last["clusters_used"] / course.k
     restless = under("lift", course.lift()) and over("calm", course.figure("churn", 2))
     if under("each", course.n / course.k) and (over("spare", empty) or restless):
@@ -442,7 +448,8 @@ def taken_back(
     changed: dict[str, Any],  # Settings that differ from the recipe's -> the recipe's value
 ) -> str:
     "The recipe's own settings, as they are typed."
-    return " ".join(f"--set {name}={value}" for name, value in changed.items())
+    typed = {n: repr(v).replace(" ", "") if isinstance(v, tuple) else v for n, v in changed.items()}
+    return " ".join(f"--set {shlex.quote(f'{name}={value}')}" for name, value in typed.items())
 
 
 def diagnose(

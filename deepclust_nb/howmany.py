@@ -26,7 +26,7 @@ from torch import Tensor
 
 from .bench import estimate
 from .cluster import nearest, spherical_kmeans
-from .core import DeepClustError, NotFinite, generator, to_numpy, unit
+from .core import DeepClustError, NotFinite, generator, number_of, to_numpy, unit
 from .data import ImageSet, limited, load_data, placed
 from .engine import extract, fit, new_run
 from .runs import RunFolder, write_error, write_json
@@ -513,7 +513,7 @@ def learned(
     took = estimate(new_run(net, plan.data, views, **without(options, "log_every")), epochs)
     say(
         f"{method} on {data.title}: {len(data)} images {tuple(data.shape)}, told no K, "
-        f"{epochs} epochs on {plan.device}; about {duration(took['seconds'])}"
+        f"{number_of(epochs, 'epoch')} on {plan.device}; about {duration(took['seconds'])}"
     )
     fit(net, plan.data, views, progress=progress, **options)
     return unit(extract(net, plan.data, net.features))

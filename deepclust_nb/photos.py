@@ -8,6 +8,8 @@ __all__ = ['QUICK', 'SEEN', 'SHOWN', 'FEWEST', 'MOST', 'CAREFUL', 'header', 'sur
 
 # %% ../nbs/foundations/20_photos.ipynb #c25d3785
 import io
+import os
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,16 +20,26 @@ import numpy as np
 from PIL import Image
 
 from .core import DeepClustError, check_k, to_numpy
-from .data import ImageSet, in_threads, load_data
+from .data import ImageSet, in_threads, load_data, placed
 from .duplicates import near_duplicates
 from .engine import Method, extract
 from .folders import sort_into
 from .howmany import HowMany, how_many, learned, plot_how_many
 from .named import find_images
-from .refine import files_of, read_table
+from .refine import files_of, read_table, sorted_line
 from .runs import RunFolder, atomic_write, write_json
 from .start import settings_for, start_from, weights_alone
-from .train import Plan, build, load_run, make_plan, save_figure, train, where_from
+from deepclust_nb.train import (
+    METHODS,
+    Plan,
+    build,
+    check_shape,
+    load_run,
+    make_plan,
+    save_figure,
+    train,
+    where_from,
+)
 
 # %% ../nbs/foundations/20_photos.ipynb #990217aa
 def header(
@@ -80,13 +92,12 @@ CAREFUL = {"area": 0.2, "lr": 0.06, "warmup": 0.1}  # for sets of any size
 def in_minutes(
     data: ImageSet,
     profile: str,  # 'ci', 'laptop', 'gpu' or 'full'
-    n: int | None = None,  # Images that are taken; None: all
     seen: int = SEEN,  # px, side of what the network sees
 ) -> tuple[dict[str, Any], int | None]:  # Settings and epochs; nothing where time is no matter
     "A training from scratch that a laptop's processor does in minutes."
     if profile != "laptop":
         return {}, None
-    epochs = min(MOST, max(FEWEST, round(SHOWN / min(n or len(data), len(data)))))
+    epochs = min(MOST, max(FEWEST, round(SHOWN / len(data))))
     return CAREFUL | {"size": min(seen, data.shape[1])}, epochs
 
 # %% ../nbs/foundations/20_photos.ipynb #13b88f94
@@ -106,11 +117,13 @@ def plan_for(
     "What will be done with a folder of images."
     own = {"backbone": backbone} if backbone else {}
     taken, side = settings_for(weights, backbone) if weights else (own, None)
-    data, chosen = load_data(source, size or side, root), {}
-    if not (weights or method):
-        chosen, usual = in_minutes(data, profile, asked.get("limit"), size or SEEN)
-        taken, epochs = chosen | taken, epochs or usual
+    quick, chosen = not (weights or method), {}
     method = method or ("frozen" if weights else QUICK)
+    extra, limit = method in METHODS and METHODS[method].extra, asked.get("limit")
+    data = load_data(source, size or side, root, limit=limit, extra=extra)
+    if quick:
+        chosen, usual = in_minutes(data, profile, seen=size or SEEN)
+        taken, epochs = chosen | taken, epochs or usual
     known, changes = k or data.k, taken | (settings or {})
     asked |= {"epochs": epochs, "profile": profile}
     plan = make_plan(method, data, known or 2, settings=changes, **asked)
@@ -132,6 +145,11 @@ def asked_for(
     say: Callable[[str], None],  # Where lines for the reader go
 ) -> HowMany:
     "How many clusters the images of a plan hold."
+    if plan.recipe.init in METHODS:
+        raise DeepClustError(
+            f"init={plan.recipe.init}: a start that is trained comes after the number of clusters; "
+            "say how many with --k"
+        )
     if plan.method == "frozen":
         method = started(plan)
         return how_many(extract(method, plan.data, method.features), seed=plan.seed)
@@ -155,17 +173,21 @@ def cluster(
     out: str | Path,  # Run folder
     mode: str | None = None,  # 'copy' or 'link' the images into a folder per cluster; None: neither
     overwrite: bool = False,  # Replace the run in `out`
+    resume: bool = False,  # Go on with the run in `out`; it keeps its number of clusters
     progress: bool = True,  # Show a bar
     say: Callable[[str], None] = print,  # Where lines for the reader go
     **asked,  # Of `plan_for`
 ) -> dict[str, Any]:  # The summary of the run
     "Images in, a folder with clusters and a page to look at out."
-    out = Path(out)
+    out, again = Path(out), {"resume": resume, "overwrite": overwrite}
+    if resume and RunFolder(out).config_file.is_file():
+        asked["k"] = asked.get("k") or RunFolder(out).config()["k"]
     for line in survey(Path(source).expanduser()) if Path(source).expanduser().is_dir() else ():
         say(line)
     plan, open_k = plan_for(source, **asked)
-    RunFolder(out).check(plan.config(), False, overwrite)
-    if mode and (out / "clusters").exists():
+    RunFolder(out).check(plan.config(), **again)
+    files = files_of(plan.data, plan.source, asked.get("root")) if mode else []
+    if mode and (out / "clusters").exists() and not overwrite:
         raise DeepClustError(f"{out / 'clusters'}: is there already; choose another --out")
     if line := copies(plan.data):
         say(line)
@@ -175,26 +197,28 @@ def cluster(
     if found:
         plan = with_k(plan, found)
         say(f"how many clusters: {found.verdict}; {plan.k} are made, --k makes another number")
-    summary = train(plan, out, overwrite=overwrite, progress=progress, say=say)
+    summary = train(plan, out, **again, progress=progress, say=say)
     if found:
         write_json(out / "howmany.json", found.as_dict())
-        save_figure(RunFolder(out), "howmany", plot_how_many(found, plan.data.x.cpu()))
+        save_figure(RunFolder(out), "howmany", plot_how_many(found, plan.data.to("cpu").x))
     if mode:
-        say(sorted_images(plan, out, mode))
+        say(sorted_images(files, out, mode))
     return summary
 
 
 def sorted_images(
-    plan: Plan,
+    files: list[Path],  # Of the images
     out: Path,  # Run folder
     mode: str,  # 'copy' or 'link'
 ) -> str:  # A line for the reader
-    "One folder a cluster, inside the run folder."
+    "One folder a cluster, inside the run folder; there under its name when all images are."
+    clusters, part = out / "clusters", out / "clusters.unfinished"
     _, assign, _ = read_table(out / "assignments.csv")
-    files = files_of(plan.data, plan.source)
-    done = sort_into(out / "clusters", files, assign, mode=mode)
-    left = f", {len(done['skipped'])} left out" if done["skipped"] else ""
-    return f"{done['copied']} images copied, {done['linked']} linked into {out / 'clusters'}{left}"
+    for old in (part, clusters):
+        shutil.rmtree(old, ignore_errors=True)
+    done = sort_into(part, files, assign, mode=mode)
+    part.rename(clusters)
+    return sorted_line(done, clusters)
 
 # %% ../nbs/foundations/20_photos.ipynb #a86e2d5e
 def seen_by(
@@ -204,14 +228,14 @@ def seen_by(
     **asked,  # Of `plan_for`: backbone, size, root
 ) -> tuple[Method, ImageSet]:  # On the device
     "A network with its weights, and the images as it wants them."
+    weights = os.path.expanduser(weights)
     if Path(weights).exists() and not weights_alone(weights):
+        if given := [f"--{name}" for name in ("backbone", "size") if asked.get(name)]:
+            raise DeepClustError(f"{weights}: a run has its own; leave out {' and '.join(given)}")
         method, config = load_run(weights, device)
         data = load_data(source, config["data"]["shape"][1], asked.get("root"))
-        if list(data.shape) != config["data"]["shape"]:
-            raise DeepClustError(
-                f"{data.title}: images {data.shape}, the run knows {config['data']['shape']}"
-            )
-        return method, data.to(method.t.device)
+        check_shape(data, config)
+        return method, placed(data, method.t.device)
     plan, _ = plan_for(source, 2, weights=weights, device=device, **asked)
     return started(plan), plan.data
 
@@ -220,6 +244,7 @@ def embed(
     source: str | Path,  # What `load_data` takes
     out: str | Path,  # A file that ends in .npz
     weights: str,  # As `settings_for` takes them
+    say: Callable[[str], None] = print,  # Where lines for the reader go
     **asked,  # Of `seen_by`
 ) -> tuple[int, int]:  # Images, and numbers of each
     "Features of images, one row each, in a file that numpy reads."
@@ -227,6 +252,8 @@ def embed(
     if out.suffix != ".npz":
         raise DeepClustError(f"{out}: give a name that ends in .npz")
     method, data = seen_by(weights, source, **asked)
+    for line in data.remarks:
+        say(line)
     h = to_numpy(extract(method, data, method.features).float())
     names = np.array([data.name(i) for i in range(len(data))])
     content = io.BytesIO()

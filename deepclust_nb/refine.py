@@ -336,7 +336,7 @@ def summary_after(
     there = np.unique(assign[kept], return_inverse=True)[1]
     y = None if data.y is None or not len(kept) else to_numpy(data.y)[kept]
     figures = {name: v if v is None else round(v, 4) for name, v in score(y, there).items()}
-    names = ("method", "data", "split", "n", "profile", "seed", "epochs", "baseline")
+    names = ("method", "data", "split", "n", "profile", "seed", "epochs", "weights", "baseline")
     about = {name: before.get(name) for name in names} | figures
     about |= {"k": k, "clusters_used": len(np.unique(there)), "set_aside": int((assign < 0).sum())}
     return about | {"edits": counted(edits), "images_scored": len(kept), "run": str(run)}

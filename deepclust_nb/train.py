@@ -177,7 +177,7 @@ def make_plan(
         names = ", ".join(METHODS)
         raise DeepClustError(f"method {method!r}: unknown; use one of {names}, or FILE.py:NAME")
     where = pick_device(device)
-    changes = (settings or {}) | ({} if init is None else {"init": str(init)})
+    changes = (settings or {}) | ({} if init is None else {"init": os.path.expanduser(init)})
     given, extra = isinstance(source, ImageSet), METHODS[method].extra
     if given:
         data = reduced(source, limit, tail)

@@ -6,11 +6,19 @@ import os
 
 import numpy as np
 import pytest
+import torch
 
 from conftest import DEVICE, crops
+from deepclust_nb import data, photos
+from deepclust_nb.core import DeepClustError, unit
+from deepclust_nb.gallery import fingerprint_of
+from deepclust_nb.howmany import how_many
+from deepclust_nb.refine import FORMAT, VERSION
 
 QUICK = ["--method", "instance", "--profile", "ci", "--epochs", 2, "--size", 16, "--device", DEVICE]
 QUICK += ["--set", "width=4", "--set", "bs=16"]
+FROZEN = {"method": "frozen", "profile": "ci", "size": 16, "settings": {"width": 4}}
+FROZEN |= {"device": DEVICE}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +60,7 @@ def test_every_image_is_in_the_folder_of_its_cluster(clustered):
     inside = {p.name: p.parent.name for p in (out / "clusters").rglob("*") if p.is_file()}
     assert len(table) == 61 == len(inside)
     for name, cluster in table.items():
-        assert str(cluster) in inside[name]
+        assert inside[name] == f"cluster {cluster:02d}"
 
 
 def test_a_name_is_no_tag(clustered):
@@ -68,9 +76,6 @@ def test_the_page_has_map_outliers_and_health(clustered):
 
 
 def test_what_was_corrected_is_applied(deepclust, clustered, tmp_path):
-    from deepclust_nb.gallery import fingerprint_of
-    from deepclust_nb.refine import FORMAT, VERSION
-
     _, out = clustered
     table = rows(out)
     names, assign = list(table), np.array(list(table.values()))
@@ -88,17 +93,69 @@ def test_a_taken_folder_is_refused_before_any_work(deepclust, holiday, clustered
     assert done.code == 2 and "--overwrite" in done.last and "epoch" not in done.out
 
 
-def test_without_k_it_is_asked_how_many(deepclust, tmp_path):
-    crops(tmp_path / "many", 120, 24)
-    done = deepclust("cluster", tmp_path / "many", "--out", tmp_path / "run", *QUICK)
-    if done.code:  # these pictures may hold no groups; then it says so and asks
-        assert "I cannot tell" in done.last and "--k" in done.last
-        assert not (tmp_path / "run" / "checkpoint.pt").exists()
-    else:
-        found = json.loads((tmp_path / "run" / "howmany.json").read_text())
-        summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-        assert found["low"] <= summary["k"] <= found["high"] and "how many clusters" in done.out
-        assert (tmp_path / "run" / "howmany.png").exists()
+def asked_so(monkeypatch, rows) -> None:
+    "What the network of `howmany` sees, in its place; it is tried elsewhere."
+    monkeypatch.setattr(photos, "asked_for", lambda plan, progress, say: how_many(rows))
+
+
+def groups(centres: int) -> torch.Tensor:
+    "A row for each of the 61 pictures, around a few centres."
+    g = torch.Generator().manual_seed(0)
+    middle = 5 * torch.eye(8)[torch.arange(61) % centres]
+    return unit(middle + 0.2 * torch.randn(len(middle), 8, generator=g))
+
+
+def test_without_k_it_is_asked_how_many(monkeypatch, holiday, tmp_path):
+    asked_so(monkeypatch, groups(4))
+    said = []
+    found = photos.cluster(holiday, tmp_path / "run", say=said.append, progress=False, **FROZEN)
+    told = json.loads((tmp_path / "run" / "howmany.json").read_text())
+    assert told["low"] <= found["k"] <= told["high"] and found["k"] in (3, 4, 5)
+    assert any(line.startswith("how many clusters: ") for line in said)
+    assert (tmp_path / "run" / "howmany.png").exists()
+
+
+def test_pictures_without_groups_are_not_clustered_unasked(monkeypatch, holiday, tmp_path):
+    g = torch.Generator().manual_seed(0)
+    asked_so(monkeypatch, unit(torch.randn(300, 8, generator=g)))
+    with pytest.raises(DeepClustError, match="I cannot tell.*--k"):
+        photos.cluster(holiday, tmp_path / "run", say=str, progress=False, **FROZEN)
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_more_pictures_than_memory(monkeypatch, holiday, tmp_path):
+    monkeypatch.setattr(data, "free_memory", lambda: 1000.0)
+    said = []
+    found = photos.cluster(
+        holiday, tmp_path / "run", k=3, say=said.append, progress=False, **FROZEN
+    )
+    assert found["n"] == 61 and "1 images have the pixels of another, 0 more" in "\n".join(said)
+
+
+def test_a_frozen_network_may_be_asked_for_epochs(holiday, tmp_path):
+    asked = FROZEN | {"epochs": 3, "k": 3, "progress": False}
+    assert photos.cluster(holiday, tmp_path / "run", say=str, **asked)["epochs"] == 3
+
+
+def test_a_part_of_a_folder_is_corrected(deepclust, holiday, tmp_path):
+    "The damaged file is among those that are drawn, and missing."
+    limit = ["--limit", 61, "--out", tmp_path / "run", *QUICK]
+    assert deepclust("cluster", holiday, "--k", 3, *limit).code == 0
+    table = rows(tmp_path / "run")
+    run = fingerprint_of(list(table), np.array(list(table.values())))
+    edits = {"format": FORMAT, "version": VERSION, "run": run}
+    edits["edits"] = [{"do": "drop", "image": 0}]
+    (tmp_path / "edits.json").write_text(json.dumps(edits))
+    done = deepclust("refine", tmp_path / "run", tmp_path / "edits.json")
+    assert done.code == 0, done.err
+
+
+def test_it_is_taken_up(deepclust, holiday, clustered):
+    "A folder of clusters that is there stays, and nothing is trained twice."
+    done = deepclust("cluster", holiday, "--k", 3, "--resume", "--out", clustered[1], *QUICK)
+    assert done.code == 0 and "Epoch" not in done.err, done.err
+    other = deepclust("cluster", holiday, "--k", 4, "--resume", "--out", clustered[1], *QUICK)
+    assert other.code == 2 and "k was 3, now 4" in other.last
 
 
 @pytest.mark.parametrize("wrong", [["--weights", "nowhere.pth"], ["--method", "nonsense"]])
