@@ -205,7 +205,7 @@ def cluster(
         say(sorted_images(files, out, mode))
     return summary
 
-
+# %% ../nbs/foundations/20_photos.ipynb #01c7d02e
 def sorted_images(
     files: list[Path],  # Of the images
     out: Path,  # Run folder
