@@ -140,7 +140,7 @@ PROFILE = click.option(
     type=click.Choice(["ci", "laptop", "gpu", "full"]),
     default="laptop",
     show_default=True,
-    help="How much work: ci about a minute and laptop minutes for a small set on a CPU, gpu half an hour, full the paper's schedule.",
+    help="How much work: ci about a minute and laptop minutes for a small set on a CPU, gpu meant for half an hour of one (not measured), full the paper's schedule.",
 )
 SET = click.option(
     "--set",
@@ -158,7 +158,7 @@ RECIPE = (
     click.option(
         "--size",
         type=int,
-        help="Bring the images to this side, px. [default: as they are; for a folder the usual side, at most 96]",
+        help="Bring the images to this side, px. [default: as they are; for a folder its usual side, at most 96, at most 64 where sizes differ]",
     ),
 )
 
@@ -444,7 +444,7 @@ WEIGHTS = (
     click.option(
         "--size",
         type=int,
-        help="Bring the images to this side, px. [default: as suits the weights, else the folder]",
+        help="Bring the images to this side, px. [default: as suits the weights; 32 where MoCo is the default; else as the folder suits, at most 96]",
     ),
 )
 
@@ -455,7 +455,7 @@ WEIGHTS = (
     click.option(
         "--k",
         type=click.IntRange(2),
-        help="Clusters to make. [default: as many as sub-folders, else what `deepclust howmany` finds]",
+        help="Clusters to make. [default: as many as sub-folders, else the middle of what `deepclust howmany` finds; where it cannot tell, the command stops]",
     ),
     click.option(
         "--method",
@@ -596,6 +596,9 @@ def export(folder, out):
 )
 def howmany(source, out, quiet, **asked):
     """How many clusters FOLDER or RUN holds: a range and why, or "I cannot tell".
+
+    The range reaches from 30 per cent below the number found to 20 per cent above it; it is no
+    measure of certainty. On digits and MNIST it held the true number in 8 of 10 cases.
 
     FOLDER: a folder of images, a set by name, a .npz file of images, or a .npy table of
     features, a row per image. On images a network is trained first that is told no number of
@@ -830,7 +833,7 @@ def bench_table(
 @click.argument("method", callback=method_of)
 @options(DEVICE, SET)
 def check(method, device, settings):
-    """Try on 200 digits what training relies on a METHOD for, promise by promise.
+    """Test a METHOD on 200 digits: does it keep what training relies on?
 
     METHOD: FILE.py:NAME, a class of your own derived from deepclust_nb.engine.Method or from a
     built-in method, or the name of one. The first promise that is broken is named.

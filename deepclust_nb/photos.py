@@ -63,7 +63,7 @@ def survey(
         return [f"{folder}: no image that can be opened"]
     sizes = sorted((w * h, w, h) for w, h, _ in found)
     small, middle, large = (f"{w}x{h}" for _, w, h in (sizes[0], sizes[len(sizes) // 2], sizes[-1]))
-    size = small if small == large else f"from {small} to {large} px, half of them up to {middle}"
+    size = small if small == large else f"from {small} to {large} px, median {middle}"
     grey = sum(mode in ("L", "LA", "1", "I;16", "I") for *_, mode in found)
     colours = Counter(grey=grey, colour=len(found) - grey)
     kinds = " and ".join(f"{n:,} in {name}" for name, n in colours.items() if n)
@@ -79,7 +79,8 @@ def copies(data: ImageSet) -> str:  # '' where there are none
     near = int((~groups.keep).sum()) - exact
     if not exact + near:
         return ""
-    return f"{exact} images have the pixels of another, {near} more look nearly the same"
+    one = "image has" if exact == 1 else "images have"
+    return f"{exact} {one} the pixels of another, {near} more look nearly the same; all stay in"
 
 # %% ../nbs/foundations/20_photos.ipynb #d55eb9a4
 QUICK = "moco"  # What learns from scratch unless a method is named
@@ -185,6 +186,8 @@ def cluster(
     for line in survey(Path(source).expanduser()) if Path(source).expanduser().is_dir() else ():
         say(line)
     plan, open_k = plan_for(source, **asked)
+    if not asked.get("k") and not open_k:
+        say(f"{plan.k} classes: as many clusters are made; --k makes another number")
     RunFolder(out).check(plan.config(), **again)
     files = files_of(plan.data, plan.source, asked.get("root")) if mode else []
     if mode and (out / "clusters").exists() and not overwrite:

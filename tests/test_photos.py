@@ -48,7 +48,7 @@ def rows(run) -> dict[str, int]:
 
 def test_it_says_what_it_found_and_how_long_it_takes(clustered):
     said, out = clustered
-    for words in ("62 images", "1 cannot be opened", "1 images have the pixels of another"):
+    for words in ("62 images", "1 cannot be opened", "1 image has the pixels of another"):
         assert words in said
     assert "broken.jpg" in said and "; about " in said and "health: " in said
     assert str(out / "gallery.html") in said and f"deepclust predict {out}" in said
@@ -129,7 +129,7 @@ def test_more_pictures_than_memory(monkeypatch, holiday, tmp_path):
     found = photos.cluster(
         holiday, tmp_path / "run", k=3, say=said.append, progress=False, **FROZEN
     )
-    assert found["n"] == 61 and "1 images have the pixels of another, 0 more" in "\n".join(said)
+    assert found["n"] == 61 and "1 image has the pixels of another, 0 more" in "\n".join(said)
 
 
 def test_a_frozen_network_may_be_asked_for_epochs(holiday, tmp_path):
