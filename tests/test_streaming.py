@@ -239,6 +239,11 @@ def test_a_file_that_goes_bad_while_training(train, pictures, tmp_path, monkeypa
 
 
 @linux
+def hear_interrupts() -> None:
+    "In a new process: Ctrl-C is heard, even if this one was started to ignore it, as by nohup."
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("how", ["SIGINT", "SIGKILL"])
 def test_no_process_is_left(pictures, tmp_path, how):
     "Ctrl-C reaches all processes of the terminal, a kill only the parent."
@@ -254,6 +259,7 @@ def test_no_process_is_left(pictures, tmp_path, how):
         cwd=tmp_path,
         env=env,
         start_new_session=True,
+        preexec_fn=hear_interrupts,
     )
     while not (tmp_path / "run" / "checkpoint.pt").exists():
         assert run.poll() is None, run.stderr.read()
