@@ -26,7 +26,7 @@ def test_there_are_results():
     scl = {"scl_digits", "scl_mnist5k", "scl_digits_parts"}
     classical = {f"classical_{name}" for name in ("digits", "rsod", "uc_merced", "mnist10k")}
     chain = {"chain_digits", "chain_digits_parts", "rsod", "uc_merced", "photos_uc_merced"}
-    studies = {"imbalance", "imbalance_parts"}
+    studies = {"imbalance", "imbalance_parts", "baselines_mnist10k"}
     assert mmdc | lsdc | scl | classical | chain | studies <= {file.stem for file in FILES}
 
 
