@@ -306,6 +306,14 @@ def test_counts_of_pytest_come_from_its_report(tmp_path, monkeypatch):
     assert check.count(step("pytest"), 1, "") == (5, 3, 1)
 
 
+def test_what_failed_is_said_before_everything_else(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(check, "LOGS", tmp_path)
+    case = '<testcase classname="tests.a" name="b"><failure message="oh&#10;no"/></testcase>'
+    (tmp_path / "pytest.xml").write_text(f"<testsuites><testsuite>{case}</testsuite></testsuites>")
+    check.report(check.Result(step("pytest"), 0, 1, 0, 1.0, "..s.F [ 50%]\nend"))
+    assert capsys.readouterr().out.splitlines()[1:] == ["    | tests.a::b: oh", "    | end"]
+
+
 def test_a_step_that_takes_too_long_is_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(check, "LOGS", tmp_path)
     monkeypatch.setattr(check, "LIMIT", 0.5)

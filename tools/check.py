@@ -28,6 +28,7 @@ CORES = max(2, min(os.cpu_count() or 2, 8))
 LIMIT = 2400  # Seconds a step may take
 TOO_LONG = 124  # The exit code of one that took longer
 TAIL = 60  # Lines of a failed step's output that are shown
+PROGRESS = re.compile(r"[.sxXFE]+ *\[ *\d+%\]$")  # A line of pytest's dots, which says nothing
 QUIET = {
     "OMP_NUM_THREADS": "1",
     "NUMBA_NUM_THREADS": "1",
@@ -100,6 +101,18 @@ def count(step: Step, code: int, output: str) -> tuple[int, int, int]:
     return passed, max(failed, int(code != 0)), skipped
 
 
+def reasons(step: Step) -> list[str]:
+    "Each failed test of pytest with the first line of what it said."
+    junit = LOGS / "pytest.xml"
+    if step.name != "pytest" or not junit.exists():
+        return []
+    return [
+        f"{case.get('classname')}::{case.get('name')}: {bad.get('message', '').partition(chr(10))[0]}"
+        for case in ET.parse(junit).getroot().iter("testcase")
+        for bad in (*case.findall("failure"), *case.findall("error"))
+    ]
+
+
 def wait_for(process: subprocess.Popen) -> int:
     "The exit code of a step; one that takes too long is ended with all it has started."
     try:
@@ -141,12 +154,13 @@ def run(step: Step) -> Result:
 
 
 def report(result: Result) -> None:
-    "One line a step; of a failed one also the end of its output."
+    "One line a step; of a failed one what failed, then the end of its output."
     word = "FAILED" if result.failed else "ok"
     print(f"{word:7} {result.step.name:9} {result.seconds:7.1f} s   {result.step.says}", flush=True)
     if result.failed:
-        lines = result.output.rstrip().splitlines()[-TAIL:]
-        print("\n".join("    | " + line for line in lines), flush=True)
+        lines = [line for line in result.output.splitlines() if not PROGRESS.match(line)]
+        shown = reasons(result.step) + lines[-TAIL:]
+        print("\n".join("    | " + line for line in shown), flush=True)
 
 
 def side_by_side(steps: list[Step]) -> list[Result]:
