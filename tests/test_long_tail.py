@@ -54,7 +54,7 @@ def test_evaluate_makes_the_same_set_and_leaves_others_alone(run, deepclust):
 
 def test_others_that_read_a_run_make_the_same_set(run, tailed):
     h, data, _ = of_run(run[0], device="cpu")
-    again = images_of(run[0])
+    again, _ = images_of(run[0])
     assert data.fingerprint() == again.fingerprint() == tailed.fingerprint()
     assert len(h) == len(tailed) and torch.equal(again.y, tailed.y)
 
