@@ -19,6 +19,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbdev.clean import nbdev_clean
 
+WIDGET = "application/vnd.jupyter.widget-view+json"
 SKIPPED = {"slow", "gpu", "notest", "eval: false"}
 
 
@@ -38,18 +39,26 @@ class Runner(NotebookClient):
         return await super().async_execute_cell(cell, cell_index, **kwargs)
 
 
+def still(nb: nbformat.NotebookNode) -> None:
+    "Leave of each widget the picture that it brings for those who have no kernel."
+    nb.metadata.pop("widgets", None)
+    for cell in nb.cells:
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop(WIDGET, None)
+
+
 def execute(path: Path, slow: bool) -> bool:
     "Run one notebook in its own folder; on failure print the traceback and leave the file alone."
     nb = nbformat.read(path, as_version=4)
-    runner = Runner(
-        nb, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
-    )
+    settings = {"timeout": 900, "kernel_name": "python3", "store_widget_state": False}
+    runner = Runner(nb, resources={"metadata": {"path": str(path.parent)}}, **settings)
     runner.skipped = SKIPPED - ({"slow"} if slow else set())
     try:
         runner.execute()
     except CellExecutionError as error:
         print(f"{path}: failed\n{error}", file=sys.stderr)
         return False
+    still(nb)
     nbformat.write(nb, path)
     nbdev_clean(str(path))
     print(f"{path}: ok")
