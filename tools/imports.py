@@ -4,7 +4,7 @@
 
     core < runs processes page pictures borrowed < named stream
          < data augment nets cluster memory metrics viz gallery folders export speed duplicates < health < engine widgets
-         < recipes bench start linear < methods < train < own < refine howmany < photos < estimator cli report baselines
+         < recipes bench start linear < methods < train < own < refine howmany < photos < estimator cli report baselines exercises
 
 A module may import from levels before its own, never from its own or a later one. Methods do not import one another,
 except that any may use `pretext`, and digpro <- ncc <- byol, because the papers build on each other so.
@@ -29,7 +29,7 @@ LEVELS = [
     "own",
     "refine howmany",
     "photos",
-    "estimator cli report baselines",
+    "estimator cli report baselines exercises",
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names.split()}
 METHODS_MAY = {"ncc": {"byol"}, "digpro": {"byol", "ncc"}}
