@@ -107,7 +107,7 @@ def ask(
 
     display(HTML(as_html(name, found)))
 
-# %% ../nbs/foundations/22_exercises.ipynb #d708f514
+# %% ../nbs/foundations/22_exercises.ipynb #8bc80475
 def close(
     a,  # A tensor or a number
     b,  # The other
@@ -117,7 +117,7 @@ def close(
     a, b = (torch.as_tensor(v, dtype=torch.float64) for v in (a, b))
     return a.shape == b.shape and torch.allclose(a, b, rtol=1e-5, atol=atol)
 
-
+# %% ../nbs/foundations/22_exercises.ipynb #d708f514
 def bank_cosines() -> tuple:  # (6,3,4) and (6,)
     "Six images against three banks of four rows, and their labels."
     return torch.rand(6, 3, 4, generator=generator(8)), torch.tensor([0, 1, 2, 2, 1, 0])

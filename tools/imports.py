@@ -2,7 +2,7 @@
 
     python tools/imports.py [PACKAGE_FOLDER]
 
-    core < runs processes page pictures borrowed < named stream
+    core < runs processes page pictures borrowed lessons < named stream
          < data augment nets cluster memory metrics viz gallery folders export speed duplicates < health < engine widgets
          < recipes bench start linear < methods < train < own < refine howmany < photos < estimator cli report baselines exercises
 
@@ -18,7 +18,7 @@ from notebooks import PACKAGE
 
 LEVELS = [
     "core",
-    "runs processes page pictures borrowed",
+    "runs processes page pictures borrowed lessons",
     "named stream",
     "data augment nets cluster memory metrics viz gallery folders export speed duplicates",
     "health",
