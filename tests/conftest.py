@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import os
+import shutil
 import subprocess
 import sys
 import traceback
@@ -22,7 +23,23 @@ import pytest
 
 DEVICE = os.environ.get("DEEPCLUST_DEVICE", "cpu")
 COMMAND = Path(sys.executable).with_name("deepclust")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync"
+QUIET += " --disable-background-networking --disable-component-update"
 TINY = ["--profile", "ci", "--set", "width=4", "--set", "log_every=1", "--device", DEVICE]
+
+
+@pytest.fixture(scope="session")
+def browser():
+    "A headless Chromium; without one these tests are skipped."
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if not found:
+        pytest.skip("no Chromium here (on Debian: apt-get install chromium)")
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=found, args=QUIET.split())
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

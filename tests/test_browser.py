@@ -1,7 +1,6 @@
 """The gallery in a real browser: it opens without network, is edited by keyboard, and runs nothing but its own script."""
 
 import json
-import shutil
 import time
 from collections import Counter
 
@@ -10,9 +9,6 @@ import pytest
 
 from conftest import crops
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync"
-QUIET += " --disable-background-networking --disable-component-update"
 HOSTILE = (
     "<img src=x onerror=window.hit=1>.png",
     "</script><script>window.hit=1</script>",
@@ -20,19 +16,6 @@ HOSTILE = (
     "\"><svg onload='window.hit=1'>",
     "{{ 7 * 7 }} & ${7 * 7}",
 )
-
-
-@pytest.fixture(scope="module")
-def browser():
-    "A headless Chromium; without one these tests are skipped."
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if not found:
-        pytest.skip("no Chromium here (on Debian: apt-get install chromium)")
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=found, args=QUIET.split())
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -242,7 +242,7 @@ LET_GO = {  # What the papers, or a setting of ours, offer against the assumptio
 CLAIMS = {
     "imbalance": {
         "short": True,
-        "claim": "Accuracy against imbalance, digits, 745 images, classes equal or falling geometrically to a third or a tenth, one seed",
+        "claim": "Accuracy against imbalance, digits, 745 images, classes equal or falling geometrically to a third or a tenth",
         "args": ["--data", "digits", CI, "--epochs=80", "--set", "log_every=20"],
         "variants": {
             f"{name}, {ratio}": [method, *images]
@@ -254,7 +254,7 @@ CLAIMS = {
     },
     "imbalance_parts": {
         "short": True,
-        "claim": "What letting go of equal sizes does, digits, classes falling to a tenth, one seed",
+        "claim": "What letting go of equal sizes does, digits, classes falling to a tenth",
         "args": ["--data", "digits", CI, "--epochs=80", "--set", "log_every=20"],
         "variants": {name: [*how, *UNEVEN["1 to 10"]] for name, how in LET_GO.items()},
         "fidelity": "the images themselves, 8x8; a part of the 1,797, cut by class with labels",
