@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Pixels', 'Assignment', 'KEPT', 'CLASSICAL', 'MOST', 'PUBLISHED', 'by_kmeans', 'by_spectral', 'by_agglomerative',
-           'by_nmf', 'principal', 'by_pca', 'spread', 'by_birch', 'by_mixture', 'one_classical', 'classical']
+           'by_nmf', 'principal', 'by_pca', 'typical_gap', 'by_birch', 'by_mixture', 'one_classical', 'classical']
 
 # %% ../nbs/foundations/16_baselines.ipynb #8d0bce4f
 import warnings
@@ -75,7 +75,7 @@ def by_pca(rows: Pixels, k: int, seed: int) -> Assignment:
     return by_kmeans(principal(rows), k, seed)
 
 # %% ../nbs/foundations/16_baselines.ipynb #08043c24
-def spread(rows: Pixels) -> float:  # In units of the rows
+def typical_gap(rows: Pixels) -> float:  # In units of the rows
     "Root mean square distance from the mean."
     return float(np.sqrt(rows.var(0).sum()))
 
@@ -84,7 +84,7 @@ def by_birch(rows: Pixels, k: int, seed: int) -> Assignment:
     "Sub-clusters of at most half the spread, then Ward's merging; the seed orders the rows."
     order = np.random.default_rng(seed).permutation(len(rows))
     assign = np.empty(len(rows), np.int64)
-    assign[order] = Birch(threshold=spread(rows) / 2, n_clusters=k).fit_predict(rows[order])
+    assign[order] = Birch(threshold=typical_gap(rows) / 2, n_clusters=k).fit_predict(rows[order])
     return assign
 
 # %% ../nbs/foundations/16_baselines.ipynb #1e1b2862

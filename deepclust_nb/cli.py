@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['EXAMPLES', 'DATA', 'SPLIT', 'ROOT', 'DOWNLOAD', 'DEVICE', 'PROFILE', 'SET', 'RECIPE', 'SPEED', 'READING', 'LONG_TAIL',
            'WEIGHTS', 'known', 'method_of', 'cli', 'seeds_of', 'settings_of', 'options', 'with_switches', 'tail_of',
-           'train', 'train_each', 'keep_apart', 'spread', 'evaluate', 'predict', 'cluster', 'embed', 'refine', 'export',
-           'howmany', 'methods', 'data', 'about_named', 'bench', 'bench_plan', 'measured', 'bench_table', 'check',
-           'main', 'explained', 'usual_out', 'trains', 'in_full', 'fail']
+           'train', 'train_each', 'keep_apart', 'over_seeds', 'evaluate', 'predict', 'cluster', 'embed', 'refine',
+           'export', 'howmany', 'methods', 'data', 'about_named', 'bench', 'bench_plan', 'measured', 'bench_table',
+           'check', 'main', 'advice_for', 'usual_out', 'trains', 'in_full', 'fail']
 
 # %% ../nbs/foundations/14_cli.ipynb #981f4689
 import json
@@ -317,7 +317,7 @@ def train(
     with ends_in_order(), first_alone(out) as mine:
         if seeds:
             folders = {s: mine / f"seed{s}" for s in seeds}
-            click.echo(spread(train_each(folders, asked, how)))
+            click.echo(over_seeds(train_each(folders, asked, how)))
         else:
             train_each({seed or 0: mine}, asked, how)
 
@@ -349,7 +349,7 @@ def keep_apart(
         )
 
 
-def spread(
+def over_seeds(
     found: list[dict],  # Summaries of the runs
 ) -> str:
     "Median and range over seeds."
@@ -863,13 +863,13 @@ def main(args: list[str] | None = None) -> None:  # Ends the process
         kept = f"; the last finished epoch is kept, {GO_ON}" if trains(words) else ""
         fail(in_full(f"stopped{kept}", words), 130)
     except Exception as error:
-        line = explained(error, words)
+        line = advice_for(error, words)
         if line is None:
             raise
         fail(line)
 
 # %% ../nbs/foundations/14_cli.ipynb #610a9b8d
-def explained(
+def advice_for(
     error: Exception,
     words: list[str],  # Of the command
 ) -> str | None:  # None: a mistake of ours

@@ -44,7 +44,7 @@ from deepclust_nb.named import (
     which_split,
 )
 from .pictures import CHANGES, look_at, planes, try_read, why
-from .stream import Files, Readers, digests_of, files_of, streamed
+from .stream import Files, Readers, as_files, digests_of, streamed
 
 # %% ../nbs/foundations/01_data.ipynb #c0b11deb
 def batch_count(
@@ -436,7 +436,7 @@ def read_later(
     "Files that stay files; all are looked at once."
     readers = Readers(workers)
     found = readers.each(partial(look_at, size=size), [str(file) for file in files], "checked")
-    return found, lambda names, looks: files_of(names, looks, size, readers)
+    return found, lambda names, looks: as_files(names, looks, size, readers)
 
 
 def read_files(

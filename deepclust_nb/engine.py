@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['sgd', 'OPTIMISERS', 'POSITION', 'STATE', 'Pass', 'Method', 'step_decay', 'cosine', 'LARS', 'trust_ratio', 'Run',
-           'new_run', 'check_parts', 'train_step', 'terms_of', 'visits', 'train_pass', 'numbers', 'refuse_nan',
-           'refuse_broken', 'train_epoch', 'sound_epoch', 'standing', 'origin', 'extract', 'computed', 'assignments',
-           'figures_of', 'evaluate', 'state_of', 'generators', 'restore', 'load_state', 'look_closer', 'keep_look',
-           'log_epoch', 'fit', 'BrokenPromise', 'promise', 'running_statistics', 'changed', 'check_pass',
+           'new_run', 'check_parts', 'train_step', 'terms_of', 'visits', 'train_pass', 'as_floats', 'refuse_nan',
+           'refuse_broken', 'train_epoch', 'sound_epoch', 'standing', 'origin_of_nan', 'extract', 'computed',
+           'assignments', 'figures_of', 'evaluate', 'state_of', 'generators', 'restore', 'load_state', 'look_closer',
+           'keep_look', 'log_epoch', 'fit', 'BrokenPromise', 'promise', 'running_statistics', 'differing', 'check_pass',
            'check_method']
 
 # %% ../nbs/foundations/10_engine.ipynb #c7fbe9f8
@@ -342,12 +342,12 @@ def train_pass(
             bar.update(len(idx))
     except NotFinite:  # an assignment refused what a broken network gave it
         totals = {"loss": torch.tensor(math.nan)}
-    means = numbers({f"{what.name}.{name}": total for name, total in totals.items()})
+    means = as_floats({f"{what.name}.{name}": total for name, total in totals.items()})
     refuse_nan(means, run.epoch)
     return means
 
 
-def numbers(named: dict[str, Tensor]) -> dict[str, float]:
+def as_floats(named: dict[str, Tensor]) -> dict[str, float]:
     "Scalars of one device, read in one go."
     values = torch.stack([v.float() for v in named.values()])
     return dict(zip(named, values.tolist()))
@@ -366,7 +366,7 @@ def refuse_broken(run: Run) -> None:
     _, x = next(iter(run.data.batches(run.bs)))
     with evaluating(run.method):
         found |= {"features": run.method.features(x), "scores": run.method.scores(x)}
-    refuse_nan(numbers({n: t.abs().max() for n, t in found.items() if t.numel()}), run.epoch)
+    refuse_nan(as_floats({n: t.abs().max() for n, t in found.items() if t.numel()}), run.epoch)
 
 # %% ../nbs/foundations/10_engine.ipynb #f8a5c6e9
 def train_epoch(
@@ -402,7 +402,9 @@ def sound_epoch(
     try:
         return train_epoch(run, bar)
     except NotFinite as error:
-        verdict = diagnose_nan(origin(run, start), start["optimiser"]["param_groups"][0]["base_lr"])
+        verdict = diagnose_nan(
+            origin_of_nan(run, start), start["optimiser"]["param_groups"][0]["base_lr"]
+        )
         raise NotFinite(f"{error}: {verdict}") from error
 
 
@@ -412,7 +414,7 @@ def standing(run: Run) -> dict:
     return copy.deepcopy(state) | {"step": run.step, "epoch": run.epoch}
 
 
-def origin(
+def origin_of_nan(
     run: Run,  # Broken, and of no use afterwards
     start: dict,  # Of `standing`
 ) -> Origin | None:
@@ -642,7 +644,7 @@ def running_statistics(method: nn.Module) -> set[str]:
     }
 
 
-def changed(before: dict[str, Tensor], method: nn.Module) -> list[str]:
+def differing(before: dict[str, Tensor], method: nn.Module) -> list[str]:
     "Names of tensors that differ from a copy taken before."
     return [
         name
@@ -663,7 +665,7 @@ def check_pass(run: Run, what: Pass, idx: Tensor, x: Tensor) -> None:
         out["loss"].ndim == 0 and bool(out["loss"].isfinite()), f"{what.name}: finite scalar loss"
     )
     promise(out["loss"].requires_grad, f"{what.name}: the loss depends on weights")
-    written = set(changed(before, method)) - running_statistics(method)
+    written = set(differing(before, method)) - running_statistics(method)
     promise(not written, f"{what.name}: loss writes no state, but {sorted(written)} changed")
     method.load_state_dict(before)
     again = what.loss(idx, what.views(x, idx, run.draws))

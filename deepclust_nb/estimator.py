@@ -6,7 +6,7 @@
 __all__ = ['SAMPLE', 'READERS', 'TAU', 'KEPT', 'is_picture', 'is_table', 'axes_of', 'kind_of', 'as_bytes', 'channels_last',
            'Given', 'square_of', 'tried', 'side_of', 'from_items', 'from_files', 'from_place', 'from_pixels',
            'from_set', 'as_shape', 'read', 'readable', 'warn_of', 'rows_of', 'RowClusters', 'cluster_rows',
-           'check_clusters', 'own_draws', 'bare', 'complete', 'silent', 'aloud', 'trained', 'placed', 'labels_of',
+           'check_clusters', 'own_draws', 'bare', 'complete', 'silent', 'aloud', 'trained', 'filled_in', 'labels_of',
            'ImageClusters', 'on_cpu', 'seed_of', 'fit_rows', 'fit_images', 'DeepCluster', 'asked_of', 'loaded']
 
 # %% ../nbs/foundations/17_estimator.ipynb #a593086c
@@ -415,7 +415,7 @@ def trained(
             return train(plan, Path(scratch) / "run", after=bare, **options)
 
 # %% ../nbs/foundations/17_estimator.ipynb #9a38b99e
-def placed(
+def filled_in(
     found: np.ndarray,  # Of the images that could be read, one row each
     kept: Bool[np.ndarray, " n"],
 ) -> np.ndarray:  # NaN where an image could not be read
@@ -455,7 +455,7 @@ class ImageClusters:
             raise DeepClustError(f"X is a table or a single row: this was fitted on images {shape}")
         method, given = self.method.to(device), warn_of(read(X, shape))
         found = extract(method, given.data.to(device), getattr(method, f), precision="float32")
-        return placed(to_numpy(found), given.kept)
+        return filled_in(to_numpy(found), given.kept)
 
     def features(self, X: Any, device: torch.device) -> Float[np.ndarray, "N D"]:
         "What the backbone sees in the images `X`, computed on a `device`."
@@ -524,7 +524,7 @@ def fit_images(
     asked |= {"seed": seed, "device": model.device, "settings": model.settings}
     plan, run = trained(make_plan(model.method, given.data, **asked), model.out, model.progress)
     found = ImageClusters(run.method, plan.config())
-    shares = placed(found.memberships(plan.data, plan.device), given.kept)
+    shares = filled_in(found.memberships(plan.data, plan.device), given.kept)
     labels, confidence = labels_of(shares)
     fitted = {"model_": found, "labels_": labels, "confidence_": confidence}
     data = given.data

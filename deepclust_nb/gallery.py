@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOST', 'LEAST', 'FAR', 'TOTAL', 'SMALL', 'EDGE', 'BINS', 'COLOURS', 'SHOWN', 'TILE', 'COLUMNS', 'HEIGHT', 'MARGIN',
-           'caps', 'outliers', 'chosen', 'data_uri', 'image_of', 'thumbnail', 'figure_uri', 'Clustering',
-           'describe_images', 'majority', 'class_names', 'histogram', 'spread', 'colour', 'groups_of',
+           'caps', 'outliers', 'surest_and_least', 'data_uri', 'image_of', 'thumbnail', 'figure_uri', 'Clustering',
+           'describe_images', 'majority', 'class_names', 'histogram', 'range_in_words', 'colour', 'kinds_of',
            'describe_clusters', 'three', 'plain', 'describe_run', 'scaled', 'sheet', 'describe_map', 'check_gallery',
            'fingerprint_of', 'clustering', 'write_gallery']
 
@@ -50,7 +50,7 @@ def outliers(
     return members[far][np.argsort(-gap[far], kind="stable")][:most]
 
 # %% ../nbs/foundations/09_gallery.ipynb #c6bcd9cb
-def chosen(
+def surest_and_least(
     members: np.ndarray,  # Positions of a cluster's images (n,)
     confidence: np.ndarray,  # Of all images (N,)
     most: int,  # Surest images to take
@@ -170,7 +170,7 @@ def histogram(
     return (counts / max(counts.max(), 1)).tolist()
 
 
-def spread(
+def range_in_words(
     values: np.ndarray,  # (n,), one at least
 ) -> str:
     "Lowest, highest and middle value in words."
@@ -191,7 +191,7 @@ def colour(
 SHOWN = ("Most confident", "Borderline", "Outliers: confident, but far from the middle")
 
 
-def groups_of(
+def kinds_of(
     c: Clustering,  # What is shown
     members: np.ndarray,  # Positions of one cluster's images
     common: str,  # Their commonest class
@@ -200,7 +200,7 @@ def groups_of(
     most, least, far = caps(len(c.titles))
     known = c.h is not None and len(members)
     apart = outliers(c.h, members, c.confidence, far) if known else members[:0]
-    sure, unsure = chosen(np.setdiff1d(members, apart), c.confidence, most, least)
+    sure, unsure = surest_and_least(np.setdiff1d(members, apart), c.confidence, most, least)
     kinds = zip(SHOWN, (sure, unsure, apart))
     return [(title, describe_images(c, idx, common)) for title, idx in kinds if len(idx)]
 
@@ -219,8 +219,8 @@ def describe_clusters(
         cluster |= {"share": len(members) / n, "bar": 100 * len(members) / max(largest, 1)}
         cluster |= {"common": common, "agree": agree, "colour": colour(number, c.k)}
         cluster["bins"] = histogram(c.confidence[members], low, high)
-        cluster["range"] = spread(c.confidence[members]) if len(members) else ""
-        clusters.append(cluster | {"groups": groups_of(c, members, common)})
+        cluster["range"] = range_in_words(c.confidence[members]) if len(members) else ""
+        clusters.append(cluster | {"groups": kinds_of(c, members, common)})
     return clusters
 
 # %% ../nbs/foundations/09_gallery.ipynb #846f1709

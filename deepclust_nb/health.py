@@ -9,7 +9,7 @@ __all__ = ['SAMPLE', 'QUERIES', 'NEIGHBOURS', 'RATE', 'LIMITS', 'FAILURES', 'GRO
            'under', 'rate_too_high', 'all_in_one', 'few_clusters', 'to_a_point', 'to_few_dimensions', 'still',
            'few_steps', 'knows_nothing', 'too_many', 'cut_across', 'by_light', 'unsettled', 'Failure', 'slower',
            'faster', 'longer', 'fewer', 'fresh_start', 'rougher', 'taken_back', 'diagnose', 'verdict', 'Origin', 'Met',
-           'look_at', 'after_layer', 'watch_networks', 'watch_pass', 'largest', 'watching', 'diagnose_nan']
+           'stop_at', 'after_layer', 'watch_networks', 'watch_pass', 'largest', 'watching', 'diagnose_nan']
 
 # %% ../nbs/foundations/06_health.ipynb #227a9024
 import math
@@ -503,7 +503,7 @@ class Met(Exception):
     "The watch has met a number that is not finite."
 
 
-def look_at(
+def stop_at(
     kind: str,  # As in `Origin`
     named: dict[str, Any],  # Tensors, and perhaps other things
 ) -> None:
@@ -520,7 +520,7 @@ def after_layer(
     out: Any,  # What the layer says
 ) -> None:
     "A forward hook."
-    look_at("layer", {f"{name} ({type(part).__name__})": out})
+    stop_at("layer", {f"{name} ({type(part).__name__})": out})
 
 
 def watch_networks(
@@ -533,8 +533,8 @@ def watch_networks(
     hooks = [m.register_forward_hook(partial(after_layer, n)) for n, m in leaves]
     for name, p in named.items():
         if p.requires_grad:
-            hooks.append(p.register_hook(lambda grad, name=name: look_at("gradient", {name: grad})))
-    hooks.append(optimiser.register_step_post_hook(lambda *_: look_at("weight", named)))
+            hooks.append(p.register_hook(lambda grad, name=name: stop_at("gradient", {name: grad})))
+    hooks.append(optimiser.register_step_post_hook(lambda *_: stop_at("weight", named)))
     return hooks
 
 
@@ -545,16 +545,16 @@ def watch_pass(
     "Look at memory and images before each step, at the views, and at the terms of the loss."
 
     def views(x, idx, draws):
-        look_at("memory", dict(method.named_buffers()))
-        look_at("image", {"x": x})
+        stop_at("memory", dict(method.named_buffers()))
+        stop_at("image", {"x": x})
         batch = what.views(x, idx, draws)
-        look_at("view", batch)
+        stop_at("view", batch)
         return batch
 
     def loss(idx, batch):
         out = what.loss(idx, batch)
         terms = {n: v for n, v in out.items() if n != "loss"} | {"loss": out["loss"]}
-        look_at("term", {f"{what.name}.{n}": v for n, v in terms.items()})
+        stop_at("term", {f"{what.name}.{n}": v for n, v in terms.items()})
         return out
 
     return what._replace(views=views, loss=loss)

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SAMPLE', 'LEAST', 'EACH', 'SPLITS', 'NULLS', 'NEIGHBOURS', 'BLOCK', 'SPECK', 'CROSSING', 'HOLDS', 'REACH',
-           'LEAST_SCORE', 'FREE', 'different', 'looked_at', 'structureless', 'kept_together', 'strength', 'neighbours',
-           'edges_between', 'connected', 'Tree', 'merge_tree', 'apartness', 'gained', 'Witness', 'witness', 'grown',
-           'apart', 'found_again', 'picked', 'widened', 'HowMany', 'check_features', 'largest_k', 'how_many',
-           'nearest_to_middle', 'branches', 'draw_tree', 'draw_witness', 'draw_score', 'plot_how_many', 'learned',
-           'without', 'of_run', 'load_table', 'ask', 'keep', 'some_classes', 'noise_like']
+           'LEAST_SCORE', 'FREE', 'different', 'looked_at', 'structureless', 'kept_together', 'strength',
+           'nearest_by_cosine', 'edges_between', 'connected', 'Tree', 'merge_tree', 'apartness', 'gained', 'Witness',
+           'witness', 'grown', 'held_apart', 'found_again', 'best_supported', 'widened', 'HowMany', 'check_features',
+           'largest_k', 'how_many', 'nearest_to_middle', 'branches', 'draw_tree', 'draw_witness', 'draw_score',
+           'plot_how_many', 'learned', 'without', 'of_run', 'load_table', 'ask', 'keep', 'some_classes', 'noise_like']
 
 # %% ../nbs/foundations/19_howmany.ipynb #900e751c
 import math
@@ -116,7 +116,7 @@ NEIGHBOURS = 10  # Of each point
 BLOCK = 2**22  # Most numbers in one table of similarities
 
 
-def neighbours(
+def nearest_by_cosine(
     h: Float[Tensor, "n D"],  # Unit rows
     r: int = NEIGHBOURS,  # Below n
 ) -> Int[Tensor, "n r"]:
@@ -246,10 +246,10 @@ def grown(
     "The merge tree over three prototypes for each cluster that is thought possible."
     m = min(3 * k_max, len(h) // 5)
     group = spherical_kmeans(h, m, restarts=4, iters=30, seed=(seed, "prototypes")).assign
-    return merge_tree(edges_between(neighbours(h), group, m), group)
+    return merge_tree(edges_between(nearest_by_cosine(h), group, m), group)
 
 
-def apart(
+def held_apart(
     h: Float[Tensor, "n D"],  # Unit rows
     clouds: list[Float[Tensor, "n D"]],  # Without groups
     k_max: int,  # Largest K asked about
@@ -278,7 +278,7 @@ def found_again(
 HOLDS, REACH, LEAST_SCORE = 0.5, (0.7, 1.2), 0.1
 
 
-def picked(
+def best_supported(
     score: Float[np.ndarray, " j"],  # Product of the witnesses' scores at K = 2, 3, ...
 ) -> tuple[int, int] | tuple[None, None]:  # Largest K that holds; the K with the best score
     "What the scores support."
@@ -376,10 +376,10 @@ def how_many(
     rows = looked_at(h, seed, sample)
     k_max, total, h = largest_k(len(rows), k_max), len(h), h[rows]
     clouds = [structureless(h, (seed, i)) for i in range(NULLS)]
-    tree, joined = apart(h, clouds, k_max, seed)
+    tree, joined = held_apart(h, clouds, k_max, seed)
     witnesses = (tree, found_again(h, clouds, k_max, seed))
     score = np.prod([w.score for w in witnesses], axis=0).round(4)
-    best, top = picked(score)
+    best, top = best_supported(score)
     low, high = (None, None) if best is None else widened(best, k_max)
     said = (low, high, best, top if best and top < low else None, tuple(score.tolist()))
     middles = rows[nearest_to_middle(h, joined.group)]

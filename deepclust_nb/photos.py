@@ -26,7 +26,7 @@ from .engine import Method, extract
 from .folders import sort_into
 from .howmany import HowMany, how_many, learned, plot_how_many
 from .named import find_images
-from .refine import files_of, read_table, sorted_line
+from .refine import image_files, read_table, sorted_line
 from .runs import RunFolder, atomic_write, write_json
 from .start import settings_for, start_from, weights_alone
 from deepclust_nb.train import (
@@ -189,7 +189,7 @@ def cluster(
     if not asked.get("k") and not open_k:
         say(f"{plan.k} classes: as many clusters are made; --k makes another number")
     RunFolder(out).check(plan.config(), **again)
-    files = files_of(plan.data, plan.source, asked.get("root")) if mode else []
+    files = image_files(plan.data, plan.source, asked.get("root")) if mode else []
     if mode and (out / "clusters").exists() and not overwrite:
         raise DeepClustError(f"{out / 'clusters'}: is there already; choose another --out")
     if line := copies(plan.data):

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['WEIGHTS', 'FALLS', 'COLOURS', 'MNIST', 'POLICIES', 'STEPS', 'UNSHOWN', 'setting', 'check_setting', 'check_tuples',
            'check_norm', 'Recipe', 'parsed', 'with_settings', 'with_epochs', 'known_as', 'policy', 'Paper',
-           'expectation', 'pick_recipe', 'from_table', 'long_enough', 'Card', 'augmentation', 'finish', 'area_crop',
-           'crop_only', 'test_view', 'with_weights', 'network', 'blank_set', 'blank', 'short', 'column', 'shared',
-           'recipe_table']
+           'expectation', 'pick_recipe', 'from_table', 'long_enough', 'Card', 'augmentation', 'last_touches',
+           'area_crop', 'crop_only', 'test_view', 'with_weights', 'network', 'blank_set', 'blank', 'short', 'column',
+           'shared', 'recipe_table']
 
 # %% ../nbs/foundations/12_recipes.ipynb #03683ad7
 import ast
@@ -394,11 +394,11 @@ def augmentation(recipe: Recipe) -> Augment:
         scale = (1 - recipe.zoom, 1 + recipe.zoom)
         ops.append(RandomAffine(recipe.degrees, recipe.shift, scale))
     ops += crop_only(recipe).ops[len(first) :]
-    last = [op(p=share) for op, share in finish(recipe) if share]
+    last = [op(p=share) for op, share in last_touches(recipe) if share]
     return Augment(*first, *ops, *last)
 
 
-def finish(recipe: Recipe) -> tuple:  # (operation, share of images) pairs
+def last_touches(recipe: Recipe) -> tuple:  # (operation, share of images) pairs
     "What comes after everything else, as in BYOL."
     return (RandomBlur, recipe.blur), (RandomSolarise, recipe.solarise)
 

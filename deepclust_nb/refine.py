@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'FIELDS', 'MOST_BYTES', 'MOST_PARTS', 'LONGEST_NAME', 'shown', 'wrong_with', 'without_turns',
            'wrong_name', 'no_constant', 'read_edits', 'checked', 'Draft', 'split_up', 'apply_edits', 'Stored',
-           'read_table', 'stored', 'same_images', 'features_of', 'files_of', 'counted', 'check_out', 'summary_after',
+           'read_table', 'stored', 'same_images', 'features_of', 'image_files', 'counted', 'check_out', 'summary_after',
            'write_refined', 'refine', 'sorted_line']
 
 # %% ../nbs/foundations/18_refine.ipynb #cf25de8a
@@ -291,7 +291,7 @@ def features_of(
     return extract(method, there, method.features, precision="float32").cpu()
 
 
-def files_of(
+def image_files(
     data: ImageSet,
     source: str,  # What it was loaded from
     root: str | None = None,  # Folder that holds the sets known by name
@@ -390,7 +390,7 @@ def refine(
     out = Path(out) if out else Path(folder).with_name(Path(folder).resolve().name + "-refined")
     check_out(out, Path(folder), was.run, Path(where).expanduser())
     data = same_images(was.run, source, root)
-    files = files_of(data, where, root) if mode else []
+    files = image_files(data, where, root) if mode else []
     features = features_of(was.run, data, device)
     after = apply_edits(was.assign, was.titles, edits, features, was.fresh)
     summary = write_refined(out, was, data, after, edits, features)

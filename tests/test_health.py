@@ -171,10 +171,10 @@ def test_compiled_networks_and_several_processes_are_not_watched(monkeypatch):
     method, views = train.build(plan)
     run = engine.new_run(method, plan.data, views)
     monkeypatch.setattr(engine, "world", lambda: 2)
-    assert engine.origin(run, engine.standing(run)) is None
+    assert engine.origin_of_nan(run, engine.standing(run)) is None
     monkeypatch.undo()
     method.speed = method.speed._replace(compile=True)
-    assert engine.origin(run, engine.standing(run)) is None
+    assert engine.origin_of_nan(run, engine.standing(run)) is None
 
 
 def test_the_watch_finds_nothing_in_a_sound_epoch():
@@ -182,5 +182,5 @@ def test_the_watch_finds_nothing_in_a_sound_epoch():
     method, views = train.build(plan)
     run = engine.new_run(method, plan.data, views)
     start = engine.standing(run)
-    assert engine.origin(run, start) is None and run.step == 1
+    assert engine.origin_of_nan(run, start) is None and run.step == 1
     assert not any(m._forward_hooks for m in method.modules())
