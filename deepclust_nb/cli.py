@@ -804,9 +804,7 @@ def measured(
     name = torch.cuda.get_device_name(plan.device) if cuda else plan.device.type
     how |= {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
     model, views = training.build(plan)
-    fit_settings = r.fit_settings()
-    fit_settings.pop("log_every")
-    return how | measure.bench(new_run(model, plan.data, views, **fit_settings), times)
+    return how | measure.bench(new_run(model, plan.data, views, **r.run_settings()), times)
 
 # %% ../nbs/foundations/14_cli.ipynb #2038d917
 def bench_table(

@@ -8,7 +8,7 @@ __all__ = ['SAMPLE', 'LEAST', 'EACH', 'SPLITS', 'NULLS', 'NEIGHBOURS', 'BLOCK', 
            'nearest_by_cosine', 'edges_between', 'connected', 'Tree', 'merge_tree', 'apartness', 'gained', 'Witness',
            'witness', 'grown', 'held_apart', 'found_again', 'best_supported', 'widened', 'HowMany', 'check_features',
            'largest_k', 'how_many', 'nearest_to_middle', 'branches', 'draw_tree', 'draw_witness', 'draw_score',
-           'plot_how_many', 'learned', 'without', 'of_run', 'load_table', 'ask', 'keep', 'some_classes', 'noise_like']
+           'plot_how_many', 'learned', 'of_run', 'load_table', 'ask', 'keep', 'some_classes', 'noise_like']
 
 # %% ../nbs/foundations/19_howmany.ipynb #900e751c
 import math
@@ -507,24 +507,16 @@ def learned(
     data = replace(data, y=None)
     plan = make_plan(method, data, 2, profile, seed=seed, device=device, settings=settings)
     net, views = build(plan)
-    options = plan.recipe.fit_settings() | {"seed": seed}
-    epochs = sum(e for _, e in options["stages"])
-    options["log_every"] = epochs  # nobody looks at clusters on the way
-    took = estimate(new_run(net, plan.data, views, **without(options, "log_every")), epochs)
+    options = plan.recipe.run_settings() | {"seed": seed}
+    epochs = sum(e for _, e in options["stages"])  # nobody looks at clusters on the way
+    took = estimate(new_run(net, plan.data, views, **options), epochs)
     say(
         f"{method} on {data.title}: {len(data)} images {tuple(data.shape)}, told no K, "
         f"{number_of(epochs, 'epoch')} on {plan.device}; about {duration(took['seconds'])}"
     )
-    fit(net, plan.data, views, progress=progress, **options)
+    fit(net, plan.data, views, log_every=epochs, progress=progress, **options)
     return unit(extract(net, plan.data, net.features))
 
-
-def without(
-    options: dict,
-    name: str,  # Of the one that is left out
-) -> dict:
-    "The same options without one of them."
-    return {key: value for key, value in options.items() if key != name}
 
 # %% ../nbs/foundations/19_howmany.ipynb #683a4a05
 def of_run(

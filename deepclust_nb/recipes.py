@@ -187,15 +187,18 @@ class Recipe:
         ]
         return tuple((name.removesuffix("_epochs"), epochs) for name, epochs in parts if epochs)
 
-    def fit_settings(self) -> dict:
-        "What `fit` takes of a recipe."
+    def run_settings(self) -> dict:
+        "What `new_run` takes of a recipe."
         falls = {"drops": step_decay(self.drops), "cosine": cosine(self.warmup)}
         fall = (falls | {"cosine-whole": cosine(self.warmup, 1.0)})[self.schedule]
         rates = {"lr": self.lr, "wd": self.wd, "schedule": fall, "accumulate": self.accumulate}
         rates["optimiser"] = OPTIMISERS[self.optimiser]
         speed = Speed(self.precision or "float32", self.channels_last, bool(self.compile))
-        size = {"stages": self.stages(), "bs": self.bs, "log_every": self.log_every}
-        return size | rates | {"speed": speed}
+        return {"stages": self.stages(), "bs": self.bs, "speed": speed} | rates
+
+    def fit_settings(self) -> dict:
+        "What `fit` takes of a recipe."
+        return self.run_settings() | {"log_every": self.log_every}
 
 # %% ../nbs/foundations/12_recipes.ipynb #c91139c8
 def parsed(
@@ -466,7 +469,7 @@ def blank(config: dict) -> ImageSet:
     return ImageSet(x, title=data["title"])
 
 # %% ../nbs/foundations/12_recipes.ipynb #471729af
-UNSHOWN = ("expects", "log_every", "precision", "channels_last", "compile")  # no part of a method
+UNSHOWN = ("expects", "log_every", *Speed._fields)  # no part of a method
 
 
 def short(value: Any) -> str:

@@ -114,8 +114,7 @@ def recipe_changes(
 def about_plan(plan: Plan) -> str:  # Lines
     "Stages, optimiser steps, weights, and what such a run gave before."
     method, views = build(plan)
-    settings = {k: v for k, v in plan.recipe.fit_settings().items() if k != "log_every"}
-    run = new_run(method, plan.data, views, **settings)
+    run = new_run(method, plan.data, views, **plan.recipe.run_settings())
     batches = batch_count(len(plan.data), plan.recipe.bs)
     steps = run.epochs * len(method.passes(run)) * batches
     stages = " + ".join(

@@ -248,7 +248,7 @@ def pretrained(
     method = plan.recipe.init
     recipe = METHODS[method].recipe(plan.data, plan.profile)
     same = ("backbone", "width", "stem", "shortcut", "size", "crops", "mean", "std", "sobel")
-    same += ("middle", "precision", "channels_last", "compile")
+    same += ("middle", *Speed._fields)
     recipe = replace(recipe, **{name: getattr(plan.recipe, name) for name in same})
     train(replace(plan, method=method, recipe=recipe), out / "init", **options)
     return out / "init"
@@ -495,12 +495,11 @@ def announce(
     left: tuple[int, int],  # Epochs to train now, of so many
 ) -> None:
     "What will happen, how long it will take and how much memory."
-    data, settings = plan.data, plan.recipe.fit_settings()
-    log_every = settings.pop("log_every")
+    data, settings = plan.data, plan.recipe.run_settings()
     for note in data.remarks:
         say(note)
     with sharing(method):
-        expected = estimate(new_run(method, data, views, **settings), log_every)
+        expected = estimate(new_run(method, data, views, **settings), plan.recipe.log_every)
     stages = " + ".join(f"{epochs} {name}" for name, epochs in settings["stages"])
     memory, (part, total) = expected["memory_mb"], left
     epochs = "epoch" if total == 1 else "epochs"

@@ -72,7 +72,7 @@ def test_a_step_at_the_real_shape(profile, method, name, recipe):
     changes |= {"accumulate": min(2, recipe.accumulate)}
     recipe = replace(recipe, **changes)
     net, views = METHODS[method].build(recipe, data, 4, 0)
-    settings = {k: v for k, v in recipe.fit_settings().items() if k != "log_every"}
+    settings = recipe.run_settings()
     run = new_run(net, data, views, **settings)
     net.train()
     net.stage, net.epoch = run.stage(run.epochs - 1), run.epochs - 1
