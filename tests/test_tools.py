@@ -245,6 +245,29 @@ def test_unknown_directives_are_named(tmp_path, monkeypatch):
     assert docs.check_directives() == ["a.ipynb cell 0: unknown directive exprot"]
 
 
+def test_what_a_processed_page_would_show_by_mistake_is_named(tmp_path, monkeypatch):
+    page = tmp_path / "_proc" / "a.ipynb"
+    page.parent.mkdir()
+    error = {"output_type": "error", "ename": "OhNo", "evalue": "", "traceback": []}
+    notebook(page, code("#| echo: false\nx"), code("x\n#| export\ny"), code("x", error))
+    monkeypatch.setattr(docs, "ROOT", tmp_path)
+    assert docs.check_pages() == [
+        "_proc/a.ipynb cell 1: shows the directive export",
+        "_proc/a.ipynb cell 2: shows OhNo",
+    ]
+
+
+def test_links_to_sections_are_followed(tmp_path, monkeypatch):
+    notebook(tmp_path / "a.ipynb", markdown("# One, two: `x`!\n\n## Own {#mine}"))
+    words = "[a](a.ipynb#one-two-x) [b](a.ipynb#mine) [c](a.ipynb#gone) [d](#here) [e](#gone)"
+    notebook(tmp_path / "b.ipynb", markdown("# Here\n" + words))
+    monkeypatch.setattr(docs, "NBS", tmp_path)
+    assert docs.check_anchors() == [
+        "b.ipynb cell 0: no section a.ipynb#gone",
+        "b.ipynb cell 0: no section #gone",
+    ]
+
+
 # Links and README
 
 

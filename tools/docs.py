@@ -18,6 +18,7 @@ from notebooks import DIRECTIVE, NBS, ROOT, notebooks, read, short
 
 CONFIGS = [ROOT / "_quarto.yml", NBS / "_quarto.yml", NBS / "nbdev.yml"]
 LINK = re.compile(r"\]\(\s*<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\s*\)|(?:src|href)=\"([^\"]+)\"")
+ANCHOR = re.compile(r"\]\(([^)\s#:]*)#([^)\s]+)\)")
 ELSEWHERE = re.compile(r"^(?:[a-z][a-z0-9+.-]*:|#|//)", re.I)
 # First words of `#|` lines that nbdev or Quarto knows
 DIRECTIVES = set(
@@ -135,6 +136,40 @@ def check_processing() -> list[str]:
     return problems + [f"{name}: was not processed" for name in made]
 
 
+def check_anchors() -> list[str]:
+    "Links to a section that no heading has, on their own page or on another."
+    problems = []
+    for path in notebooks(NBS):
+        for cell in (c for c in read(path) if c.kind == "markdown"):
+            for target, anchor in ANCHOR.findall(cell.source):
+                file = (path.parent / target) if target else path
+                if file.suffix == ".ipynb" and file.exists() and anchor not in headings(file):
+                    problems.append(f"{short(path)} cell {cell.n}: no section {target}#{anchor}")
+    return problems
+
+
+def headings(path: Path) -> set[str]:
+    "Where links can lead within a page, as pandoc names it."
+    text = "\n".join(c.source for c in read(path) if c.kind == "markdown")
+    found = re.findall(r"^#+ +(.+?) *(?:\{#([\w-]+)\})?$", text, re.M)
+    plain = lambda title: re.sub(r"[^\w\s.-]", "", title).strip().lower()
+    return {own or re.sub(r"^[^a-z]+", "", plain(title).replace(" ", "-")) for title, own in found}
+
+
+def check_pages() -> list[str]:
+    "Processed notebooks that would show a directive as code, or an error."
+    problems = []
+    for path in sorted((ROOT / "_proc").rglob("*.ipynb")):
+        for cell in (c for c in read(path) if c.kind == "code"):
+            where = f"_proc/{path.relative_to(ROOT / '_proc')} cell {cell.n}"
+            code = re.sub(r"\A(?:#\|.*\n?)*", "", cell.source)  # those at the top are for Quarto
+            left = [line for line in DIRECTIVE.findall(code) if line.split()[0] in DIRECTIVES]
+            problems += [f"{where}: shows the directive {line}" for line in left]
+            broken = [o["ename"] for o in cell.outputs if o.get("output_type") == "error"]
+            problems += [f"{where}: shows {name}" for name in broken]
+    return problems
+
+
 def check_readme() -> list[str]:
     return readme.different() if readme.INDEX.exists() else ["nbs/index.ipynb is not there"]
 
@@ -143,9 +178,11 @@ CHECKS = [
     check_configuration,
     check_sidebar,
     check_links,
+    check_anchors,
     check_directives,
     check_readme,
     check_processing,
+    check_pages,
 ]
 
 if __name__ == "__main__":
