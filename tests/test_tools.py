@@ -258,13 +258,49 @@ def test_what_a_processed_page_would_show_by_mistake_is_named(tmp_path, monkeypa
 
 
 def test_links_to_sections_are_followed(tmp_path, monkeypatch):
-    notebook(tmp_path / "a.ipynb", markdown("# One, two: `x`!\n\n## Own {#mine}"))
+    notebook(tmp_path / "a.ipynb", text("# One, two: `x`!\n\n## Own {#mine}"))
     words = "[a](a.ipynb#one-two-x) [b](a.ipynb#mine) [c](a.ipynb#gone) [d](#here) [e](#gone)"
-    notebook(tmp_path / "b.ipynb", markdown("# Here\n" + words))
+    notebook(tmp_path / "b.ipynb", text("# Here\n" + words))
     monkeypatch.setattr(docs, "NBS", tmp_path)
     assert docs.check_anchors() == [
         "b.ipynb cell 0: no section a.ipynb#gone",
         "b.ipynb cell 0: no section #gone",
+    ]
+
+
+PNG = {"output_type": "display_data", "data": {"image/png": "iVBORw0K"}}
+
+
+def framed(html: str) -> dict:
+    return {"output_type": "display_data", "data": {"text/html": [html]}}
+
+
+def test_pictures_need_a_text_of_their_own(tmp_path, monkeypatch):
+    said = '#| fig-alt: "Left: two heaps of points, right: one."'
+    notebook(
+        tmp_path / "a.ipynb",
+        code(f"#| slow\n{said}\nf()", PNG),
+        code("#| hide\nf()", PNG),
+        code("#| output: false\nf()", PNG),
+        code("1", printed("1")),
+        code("g()", framed('<img alt="one heap" src="a.png">')),
+        code("f()", PNG),
+        code(f"x = 1\n{said}", PNG),
+        code("#| fig-alt: Left: two heaps\nf()", PNG),
+        code("#| fig-alt: 12345678901234567890\nf()", PNG),
+        code("g()", framed('<img alt="one heap"><img src="b.png">')),
+        code("#| fig-alt: one heap\nf()", PNG),
+        code(f"#| fig-alt: {'heap ' * 80}\nf()", PNG),
+        code(f"{said}\ng()", PNG),
+    )
+    monkeypatch.setattr(docs, "NBS", tmp_path)
+    found = [line.removeprefix("a.ipynb cell ").split(": ", 1) for line in docs.check_alt_texts()]
+    assert [int(n) for n, _ in found] == [5, 6, 7, 8, 9, 10, 11, 12]
+    assert all("above the code" in words for _, words in found[:5])
+    assert [words for _, words in found[5:]] == [
+        "fig-alt has 8 characters, not 20 to 300",
+        "fig-alt has 399 characters, not 20 to 300",
+        "fig-alt is that of another picture",
     ]
 
 
@@ -290,7 +326,8 @@ def test_readme_moves_links_and_leaves_out_hidden_cells(tmp_path):
         ),
         code("#| hide\nimport torch"),
         code("#| echo: false\nprint(1)", printed("1\n")),
-        code("1 + 1", {"output_type": "display_data", "data": {"image/png": "iVBORw0K"}}),
+        code("1 + 1", PNG),
+        code('#| fig-alt: "two heaps"\nplot()', PNG),
     )
     files = readme.render(read(path))
     page = files[readme.README].decode()
@@ -300,6 +337,7 @@ def test_readme_moves_links_and_leaves_out_hidden_cells(tmp_path):
     assert "![](nbs/images/p.png)" in page and readme.NOTE in page
     assert "torch" not in page and "print" not in page and "    1\n" in page
     assert "```python\n1 + 1\n```\n\n![](README_files/cell-4-0.png)" in page
+    assert "```python\nplot()\n```\n\n![two heaps](README_files/cell-5-0.png)" in page
     assert files[ROOT / "README_files/cell-4-0.png"] == b"\x89PNG\r\n"
 
 

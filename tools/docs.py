@@ -14,12 +14,13 @@ from pathlib import Path
 import yaml
 
 import readme
-from notebooks import DIRECTIVE, NBS, ROOT, notebooks, read, short
+from notebooks import DIRECTIVE, NBS, ROOT, Cell, joined, notebooks, read, short
 
 CONFIGS = [ROOT / "_quarto.yml", NBS / "_quarto.yml", NBS / "nbdev.yml"]
 LINK = re.compile(r"\]\(\s*<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\s*\)|(?:src|href)=\"([^\"]+)\"")
 ANCHOR = re.compile(r"\]\(([^)\s#:]*)#([^)\s]+)\)")
 ELSEWHERE = re.compile(r"^(?:[a-z][a-z0-9+.-]*:|#|//)", re.I)
+IMAGE = re.compile(r"<img\b[^>]*>", re.I)
 # First words of `#|` lines that nbdev or Quarto knows
 DIRECTIVES = set(
     "default_exp export exporti exports hide hide_input hide_output eval echo output include slow gpu notest exec_doc "
@@ -116,6 +117,34 @@ def check_directives() -> list[str]:
     return problems
 
 
+def pictured(cell: Cell) -> bool:
+    "Whether the page shows a stored picture that has no text of its own."
+    if cell.hidden or cell.directives & {"output: false", "hide_output"}:
+        return False
+    stored = [out.get("data", {}) for out in cell.outputs]
+    if any(kind.startswith("image/") for data in stored for kind in data):
+        return True
+    tags = [tag for data in stored for tag in IMAGE.findall(joined(data.get("text/html")))]
+    return any("alt=" not in tag for tag in tags)
+
+
+def check_alt_texts() -> list[str]:
+    "Pictures without a text that says what is seen on them, for readers who do not see them."
+    problems = []
+    for path in notebooks(NBS):
+        texts = []
+        for cell in filter(pictured, read(path)):
+            where = f"{short(path)} cell {cell.n}: "
+            if not isinstance(cell.alt, str):
+                problems.append(f'{where}no `#| fig-alt: "..."` above the code says what is seen')
+            elif not 20 <= len(cell.alt) <= 300:
+                problems.append(f"{where}fig-alt has {len(cell.alt)} characters, not 20 to 300")
+            elif cell.alt in texts:
+                problems.append(f"{where}fig-alt is that of another picture")
+            texts.append(cell.alt)
+    return problems
+
+
 def check_processing() -> list[str]:
     "What nbdev says when it prepares the notebooks for the site."
     settings = NBS / "nbdev.yml"
@@ -180,6 +209,7 @@ CHECKS = [
     check_links,
     check_anchors,
     check_directives,
+    check_alt_texts,
     check_readme,
     check_processing,
     check_pages,

@@ -4,6 +4,7 @@ import ast
 import json
 import re
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 
 import yaml
@@ -15,6 +16,8 @@ PACKAGE = ROOT / "deepclust_nb"
 DIRECTIVE = re.compile(r"^\s*#\s*\|\s*(.+?)\s*$", re.M)
 # Cells that no test runs: they keep the output they have
 NOT_RUN = {"slow", "gpu", "notest", "eval: false"}
+# Cells that no page shows
+HIDDEN = {"hide", "include: false"}
 
 
 @dataclass
@@ -40,6 +43,22 @@ class Cell:
     @property
     def skipped(self) -> bool:
         return bool(self.directives & NOT_RUN)
+
+    @property
+    def hidden(self) -> bool:
+        "Whether the page shows neither the code nor what it gave."
+        return bool(self.directives & HIDDEN)
+
+    @property
+    def alt(self) -> str | None:
+        "The text for those who do not see the picture; None without one, or where it is no YAML."
+        # Quarto reads options only above the code
+        lines = takewhile(DIRECTIVE.match, self.source.splitlines())
+        options = [DIRECTIVE.match(line)[1] for line in lines]
+        try:
+            return yaml.safe_load(next(o for o in options if o.startswith("fig-alt:")))["fig-alt"]
+        except (StopIteration, yaml.YAMLError):
+            return None
 
     @property
     def tree(self) -> ast.Module:

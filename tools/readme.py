@@ -27,7 +27,7 @@ def picture(cell: Cell, n: int, data: dict, files: dict) -> str:
     "A markdown link to a cell's picture, whose bytes go into `files`."
     name = f"README_files/cell-{cell.n}-{n}.png"
     files[ROOT / name] = base64.b64decode(joined(data["image/png"]))
-    return f"![]({name})"
+    return f"![{cell.alt or ''}]({name})"
 
 
 def output(cell: Cell, n: int, out: dict, files: dict) -> str:
@@ -43,7 +43,7 @@ def output(cell: Cell, n: int, out: dict, files: dict) -> str:
 
 def code(cell: Cell, files: dict) -> list[str]:
     "A code cell and its outputs as pieces of markdown."
-    if cell.directives & {"hide", "include: false"}:
+    if cell.hidden:
         return []
     source = DIRECTIVE.sub("", cell.source).strip()
     shown = source and not cell.directives & {"echo: false", "hide_input"}
