@@ -98,12 +98,10 @@ class Touched(w.Box):
         self.picture.value = f"<figure>{shown}{said}</figure>"
 
     def _repr_mimebundle_(self, **kwargs) -> dict:
-        names = ", ".join(
-            one.description for one in self.children[:-1] if hasattr(one, "description")
-        )
+        plain = "[widgets: touch them in a notebook that runs]"
         return super()._repr_mimebundle_(**kwargs) | {
             "text/html": self.shown(),
-            "text/plain": f"[{names}; move them in a notebook that runs]",
+            "text/plain": plain,
         }
 
 # %% ../nbs/foundations/08_widgets.ipynb #eae0c598
@@ -169,7 +167,8 @@ class Explored:
         self.x, self.classes = x, list(classes)
         self.assign, self.xy = map(to_numpy, (assign, xy))
         n = len(self.assign)
-        self.confidence = np.ones(n) if confidence is None else to_numpy(confidence)
+        self.sure = confidence is not None
+        self.confidence = to_numpy(confidence) if self.sure else np.ones(n)
         self.y = None if y is None else to_numpy(y)
         if len(self.xy) != n or len(x) != n:
             raise DeepClustError(
@@ -211,7 +210,7 @@ def draw_around(
     fits = np.ones(len(seen.assign), bool)
     fits[members[~right]] = False
     draw_rows(ax, seen.x, list(rows.values()), list(rows), fits, columns)
-    sure = f", confidence {seen.confidence[i]:.2f}"
+    sure = f", confidence {seen.confidence[i]:.2f}" if seen.sure else ""
     ax.set_title(f"image {i}: cluster {cluster}{seen.named(i)}{sure}", fontsize=9)
 
 # %% ../nbs/foundations/08_widgets.ipynb #3ca5b628
@@ -222,7 +221,7 @@ def click_map(
     "A map of the images that can be clicked."
     from ipympl.backend_nbagg import Canvas, FigureManager
 
-    fig = Figure(figsize=(4, 4), dpi=DPI, layout="constrained", facecolor="white")
+    fig = Figure(figsize=(3.2, 3.2), dpi=DPI, layout="constrained", facecolor="white")
     canvas = Canvas(fig)
     FigureManager(canvas, 0)
     canvas.header_visible = canvas.toolbar_visible = canvas.resizable = False
@@ -270,7 +269,7 @@ def explore(
             image.value = int(seen.members[change["new"]][0])
 
     chart, move = click_map(seen, picked)
-    explored = Touched([chart, cluster, image], make)
+    explored = Touched([w.HBox([chart, w.VBox([cluster, image])])], make)
 
     def show(_=None) -> None:
         cluster.value = int(seen.assign[image.value])
