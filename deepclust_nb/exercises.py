@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['EXERCISES', 'Exercise', 'exercise', 'NotYet', 'answered', 'judged', 'as_html', 'ask', 'close', 'bank_cosines',
-           'judge_vote', 'judge_way', 'judge_own_bank', 'judge_mask', 'judge_stuck', 'judge_blank_vote', 'judge_round']
+           'judge_vote', 'judge_way', 'judge_own_bank', 'judge_mask', 'judge_stuck', 'judge_blank_vote', 'judge_round',
+           'judge_hasty']
 
 # %% ../nbs/foundations/22_exercises.ipynb #abd56ce2
 import math
@@ -203,3 +204,21 @@ def judge_round(
     "One round of Sinkhorn."
     positive = torch.rand(8, 3, generator=generator(9)) + 0.1
     return close(answer(positive.clone()), sinkhorn(positive.log(), 1.0, 1))
+
+
+@exercise(
+    "scl 5",
+    "Minus the logarithm of a share is never below 0. Which share is the instance loss about, and what is its whole?",
+    "The whole is the own copy and all negatives together.",
+    "logaddexp joins the logarithm of a sum with one more logarithm; so does a cat before the logsumexp.",
+)
+def judge_hasty(
+    answer,  # f(positive (B,), negatives (B,S), tau) -> loss
+) -> bool | str:
+    "The instance loss, also where its contrastive set is empty."
+    cosines, labels = bank_cosines()
+    positive, negatives = cosines[:, 0, 0], other_banks(cosines, labels).flatten(1)
+    if not close(answer(positive, negatives, 0.2), instance_loss(positive, negatives, 0.2)):
+        return False
+    empty = torch.full((6, 4), -math.inf)
+    return close(answer(positive, empty, 0.2), 0) or "with nothing in memory the loss is 0"
