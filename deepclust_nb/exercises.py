@@ -4,7 +4,12 @@
 
 # %% auto #0
 __all__ = ['EXERCISES', 'Exercise', 'exercise', 'NotYet', 'answered', 'judged', 'as_html', 'ask', 'close', 'bank_cosines',
-           'judge_vote', 'judge_way', 'judge_own_bank', 'judge_mask', 'judge_stuck', 'judge_blank_vote', 'judge_round']
+           'judge_vote', 'judge_way', 'judge_own_bank', 'judge_mask', 'judge_stuck', 'judge_blank_vote', 'judge_round',
+           'judge_alignment', 'judge_window', 'judge_share', 'judge_line', 'judge_bound', 'judge_isotropy',
+           'judge_resting_predictor', 'judge_resting_network', 'judge_edge', 'judge_equal_prototypes', 'judge_simplex',
+           'judge_present', 'six_images', 'judge_prototypes', 'two_sets', 'judge_online_target', 'judge_contrast',
+           'judge_six', 'batch_of_groups', 'judge_group_contrast', 'judge_steps', 'judge_collapsed', 'judge_uneven',
+           'judge_empty', 'judge_moved', 'judge_tremble']
 
 # %% ../nbs/foundations/22_exercises.ipynb #abd56ce2
 import math
@@ -14,9 +19,14 @@ from html import escape
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn import functional as F
 
-from .core import DeepClustError, generator
+from .core import DeepClustError, generator, unit
+from .methods.byol import alignment
+from .methods.digpro import group_contrast, moved_groups
+from .methods.ncc import prototype_contrast, prototypes
 from .methods.scl import instance_loss, log_densities, other_banks, sinkhorn, vote
+from .metrics import isotropy
 from .widgets import in_notebook
 
 # %% ../nbs/foundations/22_exercises.ipynb #45da4f74
@@ -203,3 +213,310 @@ def judge_round(
     "One round of Sinkhorn."
     positive = torch.rand(8, 3, generator=generator(9)) + 0.1
     return close(answer(positive.clone()), sinkhorn(positive.log(), 1.0, 1))
+
+# %% ../nbs/foundations/22_exercises.ipynb #10f4e2f7
+@exercise(
+    "byol 1",
+    "Scaled to length 1 and multiplied: that is a cosine, and torch has a function for it.",
+    "The squared distance of unit rows is 2 - 2 cos. The mean over rows comes last.",
+)
+def judge_alignment(
+    answer,  # f(predicted (B,P), target (B,P)) -> loss
+) -> bool:
+    "BYOL's loss of rows of any length."
+    pair = 3 * torch.randn(2, 50, 8, generator=generator("exercise"))
+    return close(answer(*pair), alignment(*pair))
+
+
+@exercise("byol 2, momentum", "The window is 1 / (1 - m) steps.")
+def judge_window(
+    answer,  # A number
+) -> bool:
+    "The momentum whose window is 1,000 steps."
+    return abs(answer - 0.999) < 1e-5
+
+
+@exercise(
+    "byol 2, share",
+    "Every step multiplies what is left of the start by m.",
+    "m to the power of 3,000; a three-windows-old network counts about e to the -3.",
+)
+def judge_share(
+    answer,  # A number
+) -> bool:
+    "What is left of the start after three windows."
+    return abs(answer - 0.999**3000) < 0.001
+
+
+@exercise(
+    "byol 3, isotropy",
+    "What is the standard deviation of the first coordinate, and of the 63 others?",
+    "The mean of one 1 and 63 zeros, times the root of 64.",
+)
+def judge_line(
+    answer,  # A number
+) -> bool:
+    "Isotropy of two opposite directions among 64."
+    return abs(answer - 1 / 8) < 1e-3
+
+
+@exercise("byol 3, bound", "The bound reads the mean of the unit rows only. Where is it?")
+def judge_bound(
+    answer,  # A number
+) -> bool:
+    "The bound on isotropy where the mean is zero."
+    return abs(answer - 1) < 1e-3
+
+
+@exercise(
+    "byol 4",
+    "All rows are equal and it says 0.99. Between what and what does it take a spread?",
+    "Rows are images, columns coordinates: isotropy asks how a coordinate differs from image to image.",
+    "std over axis 0.",
+)
+def judge_isotropy(
+    answer,  # f(z (B,P)) -> isotropy
+) -> bool | str:
+    "Isotropy of rows of any length, and of equal ones."
+    cloud = torch.randn(400, 8, generator=generator("cloud")) * torch.linspace(0.2, 3, 8)
+    if not close(answer(torch.linspace(-1, 2, 8).expand(400, 8)), 0.0, 1e-3):
+        return "equal rows have isotropy 0"
+    return close(answer(cloud), isotropy(cloud), 0.003)
+
+
+@exercise("byol 5, a", "The predictor rests where its slope is zero.", "a (1 + s) = 1.")
+def judge_resting_predictor(
+    answer,  # A number
+) -> bool:
+    "Where the toy's predictor rests, s = 0.25."
+    return abs(answer - 0.8) < 1e-3
+
+
+@exercise(
+    "byol 5, w",
+    "Which combination of a and w never changes?",
+    "w squared minus a squared is 0.25 at the start; at the end a is 1 / (1 + s).",
+)
+def judge_resting_network(
+    answer,  # A number
+) -> bool:
+    "Where the toy's network rests."
+    return abs(answer - math.sqrt(0.25 + 0.64)) < 0.002
+
+
+@exercise(
+    "byol 5, edge",
+    "The network dies when a comes to rest above 1 / (1 + s), with w at 0.",
+    "a squared minus w squared stays 1 minus the first w squared; compare it with 1 / (1 + s) squared.",
+)
+def judge_edge(
+    answer,  # A number
+) -> bool:
+    "The first w from which on the toy survives, a = 1 and s = 0.5."
+    return abs(answer - math.sqrt(5) / 3) < 0.01
+
+# %% ../nbs/foundations/22_exercises.ipynb #2293dbc5
+@exercise(
+    "ncc 1, equal",
+    "All exponentials of a row are equal, whatever the temperature: count them.",
+    "The own one is one of 20.",
+)
+def judge_equal_prototypes(
+    answer,  # A number
+) -> bool:
+    "The contrast of 20 equal prototypes."
+    return close(answer, math.log(20), 1e-3)
+
+
+@exercise(
+    "ncc 1, simplex",
+    "Corners of a regular simplex of K points have cosine -1/(K-1).",
+    "Every row is log(1 + (K - 1) exp((c - 1) / tau)) with c = -1/4.",
+)
+def judge_simplex(
+    answer,  # A number
+) -> bool:
+    "The contrast of a simplex of five."
+    return close(answer, math.log(1 + 4 * math.exp(-2.5)), 1e-3)
+
+
+@exercise(
+    "ncc 2",
+    "With which probability is one cluster missing?",
+    "All 64 images miss it: 0.99 to the power of 64.",
+)
+def judge_present(
+    answer,  # A number
+) -> bool:
+    "Clusters that are expected in a batch."
+    return abs(answer - 100 * (1 - 0.99**64)) < 0.1
+
+
+def six_images() -> tuple:  # (6,3), (6,)
+    "Six projections of different lengths, and their labels among four clusters."
+    z = torch.randn(6, 3, generator=generator("six")) * torch.linspace(0.3, 3, 6)[:, None]
+    return z, torch.tensor([0, 0, 0, 1, 1, 2])
+
+
+@exercise(
+    "ncc 3",
+    "Scale rows to length 1 first, add them up cluster by cluster, scale the sums.",
+    "torch.zeros(k, P).index_add(0, labels, rows) adds up rows by label.",
+)
+def judge_prototypes(
+    answer,  # f(z (B,P), labels (B,), k) -> (K,P)
+) -> bool | str:
+    "Mean directions of clusters, a zero for one without members."
+    z, labels = six_images()
+    expected = prototypes(z, F.one_hot(labels, 4).float())
+    if close(answer(z, labels, 4), unit(torch.zeros(4, 3).index_add(0, labels, z))):
+        return "a long row counts more than a short one: scale the rows, too"
+    return close(answer(z, labels, 4), expected)
+
+
+def two_sets(k: int) -> tuple:  # (K,5), (K,5)
+    "Prototypes of two networks that do not agree."
+    return tuple(unit(torch.randn(2, k, 5, generator=generator("sets"))))
+
+
+@exercise(
+    "ncc 4",
+    "Each row of cosines is a question with K answers, of which one is right.",
+    "Cross-entropy; the right answer of row k is k.",
+)
+def judge_online_target(
+    answer,  # f(online (K,P), target (K,P), tau) -> loss
+) -> bool:
+    "InfoNCE of prototypes."
+    online, target = two_sets(7)
+    return close(
+        answer(online, target, 0.4), F.cross_entropy(online @ target.T / 0.4, torch.arange(7))
+    )
+
+
+@exercise(
+    "ncc 5",
+    "The table has the same rows for both networks. Which entry of the Gram matrix is the own one?",
+    "In the formula the positive stands in the denominator, too; here a 1/tau stands in its place.",
+    "Put the positives on the diagonal: torch.where with an eye, as `prototype_contrast` does.",
+)
+def judge_contrast(
+    answer,  # f(online (K,P), target (K,P), present (K,), tau) -> loss
+) -> bool | str:
+    "The contrast where networks disagree and a cluster is missing."
+    (online, target), present = two_sets(7), torch.arange(7) != 3
+    expected = prototype_contrast(online, target, present, 0.4)
+    everyone = prototype_contrast(online, target, present | True, 0.4)
+    if not close(answer(online, target, present | True, 0.4), everyone):
+        return "off when the networks disagree"
+    return close(answer(online, target, present, 0.4), expected) or "off when a cluster is missing"
+
+
+@exercise(
+    "ncc 6",
+    "Each wants to be far from all others. Four would make a tetrahedron; which solid has six corners?",
+    "The octahedron: the ends of the three axes.",
+)
+def judge_six(
+    answer,  # A number
+) -> bool:
+    "The largest cosine of six directions at rest in three dimensions."
+    return abs(answer) < 0.02
+
+# %% ../nbs/foundations/22_exercises.ipynb #df65a44c
+def batch_of_groups() -> tuple:  # (40,6), (5,6), (40,)
+    "Forty unit rows, five unit groups, and a group for each row; nobody is in groups 2 and 3."
+    h, groups = unit(torch.randn(45, 6, generator=generator("batch"))).split([40, 5])
+    own = torch.arange(40) ** 2 % 5  # 0, 1 and 4
+    return h, groups, own
+
+
+@exercise(
+    "digpro 1",
+    "Minus the log of a softmax: what is it of scores h @ groups.T / tau?",
+    "logsumexp of a row minus its score at the target; the mean over rows.",
+)
+def judge_group_contrast(
+    answer,  # f(h (B,P), groups (G,P), target (B,), tau) -> loss
+) -> bool | str:
+    "The group contrast of unit rows."
+    h, groups, own = batch_of_groups()
+    expected = group_contrast(h, groups, own, 0.2)
+    if close(answer(h, groups, own, 0.2), 40 * expected, 1e-3):
+        return "the mean over rows, not the sum"
+    return close(answer(h, groups, own, 0.2), expected)
+
+
+@exercise(
+    "digpro 2",
+    "After n steps 0.99 to the power of n of the way is left.",
+    "The first n with 0.99 to the n at most 0.1.",
+)
+def judge_steps(
+    answer,  # A whole number
+) -> bool:
+    "Steps of a group for nine tenths of its way."
+    return answer == 230
+
+
+@exercise(
+    "digpro 3, loss",
+    "The own group has score 1/tau, the 49 others 0.",
+    "log(1 + 49 exp(-10)).",
+)
+def judge_collapsed(
+    answer,  # A number
+) -> bool:
+    "The group contrast of a collapse."
+    return abs(answer - math.log(1 + 49 * math.exp(-10))) < 1e-5
+
+
+@exercise("digpro 3, evenness", "All targets are one and the same. What is the entropy of that?")
+def judge_uneven(
+    answer,  # A number
+) -> bool:
+    "Evenness of equal targets."
+    return abs(answer) < 1e-6
+
+
+@exercise(
+    "digpro 4",
+    "With which probability does one group get none of n rows?",
+    "(1 - 1/G) to the power of n; and there are G groups.",
+)
+def judge_empty(
+    answer,  # f(G, n) -> number
+) -> bool:
+    "The expected number of groups without a row."
+    return close(answer(10, 20), 10 * 0.9**20) and close(answer(4, 3), 4 * 0.75**3)
+
+
+@exercise(
+    "digpro 5",
+    "A group with a thirtieth of the members gets a thirtieth of the pull. Which line knows of all rows?",
+    "The mean of eq. 6 is over a group's own members.",
+    "Divide by member.sum(0)[:, None], and not by zero where there are none.",
+)
+def judge_moved(
+    answer,  # f(groups (G,P), h (B,P), own (B,), beta) -> (G,P)
+) -> bool | str:
+    "Groups after a batch, one of them without members."
+    h, groups, own = batch_of_groups()
+    found, expected = answer(groups, h, own, 0.7), moved_groups(groups, h, own, 0.7)
+    if not torch.equal(found[2:4], groups[2:4]):
+        return "a group without members stays as it is"
+    return close(found, expected)
+
+
+@exercise(
+    "digpro 6",
+    "Write q for the group's variance after many steps: a step makes of it beta^2 q plus the new part.",
+    "q = beta^2 q + (1 - beta)^2, so q = (1 - beta) / (1 + beta). Asked is its root.",
+)
+def judge_tremble(
+    answer,  # A number
+) -> bool | str:
+    "Standard deviation of a group at rest, beta 0.9."
+    if abs(answer - 0.1 / 1.9) < 1e-3:
+        return "that is the variance"
+    return abs(answer - math.sqrt(0.1 / 1.9)) < 0.005
