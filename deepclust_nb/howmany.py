@@ -517,7 +517,6 @@ def learned(
     fit(net, plan.data, views, log_every=epochs, progress=progress, **options)
     return unit(extract(net, plan.data, net.features))
 
-
 # %% ../nbs/foundations/19_howmany.ipynb #683a4a05
 def of_run(
     folder: Path,  # Of a run

@@ -203,7 +203,8 @@ class BYOLRecipe(Recipe):
     other_blur: float | None = setting(None, "`blur` of second views; None: the same", 0, 1)
     other_solarise: float | None = setting(None, "`solarise` of second views; None: the same", 0, 1)
 
-# %% ../../nbs/methods/38_byol.ipynb #0f200e2a
+# %% ../../nbs/methods/38_byol.ipynb #dfcdd639
+# long: a table of settings, a line for each set of images and profile
 PUBLISHED = {  # BYOL + k-means in NCC's framework (arXiv:2111.11821), ResNet-34; others: their ACC
     "cifar10": {"acc": 0.894, "nmi": 0.817, "ari": 0.790, "simsiam": 0.856, "moco": 0.776},
     "cifar100-20": {"acc": 0.569, "nmi": 0.559, "ari": 0.393, "simsiam": 0.485, "moco": 0.397},
@@ -211,9 +212,6 @@ PUBLISHED = {  # BYOL + k-means in NCC's framework (arXiv:2111.11821), ResNet-34
     "imagenet-10": {"acc": 0.939, "nmi": 0.866, "ari": 0.872, "simsiam": 0.921},
     "imagenet-dogs": {"acc": 0.694, "nmi": 0.635, "ari": 0.548, "simsiam": 0.674},
 }
-
-# %% ../../nbs/methods/38_byol.ipynb #ceaedaa6
-# long: a table of settings, a line for each set of images and profile
 DIGITS = {"main_epochs": 80, "bs": 128, "lr": 0.05, "warmup": 0.2, "hidden": 256, "dim": 64}
 DIGITS |= {"momentum": 0.98, "jitter": 0.4, "degrees": 20.0, "zoom": 0.2, "shift": 0.15}
 DIGITS |= {"log_every": 5}

@@ -222,6 +222,7 @@ class NCC(BYOL):
         return "" if self.queue is None else str(self.queue)
 
 # %% ../../nbs/methods/40_ncc.ipynb #735722f0
+# long: settings, a line each, and what they build
 PUBLISHED = {  # NCC / ProPos, arXiv:2111.11821, main table: ResNet-34; BYOL in the same framework
     "cifar10": {"nmi": 0.886, "acc": 0.943, "ari": 0.884, "byol": (0.817, 0.894, 0.790)},
     "cifar100-20": {"nmi": 0.606, "acc": 0.614, "ari": 0.451, "byol": (0.559, 0.569, 0.393)},
@@ -237,8 +238,7 @@ PUBLISHED_RESNET18 = {  # The same method on one GPU, re-run by others (DigPro, 
     "imagenet-dogs": {"nmi": 0.459, "acc": 0.474, "ari": 0.338},
 }
 
-# %% ../../nbs/methods/40_ncc.ipynb #cc60cc66
-# long: settings, a line each, and what they build
+
 @dataclass(frozen=True)
 class NCCRecipe(BYOLRecipe):
     "Settings of an NCC run, as its released program has them for small images."
