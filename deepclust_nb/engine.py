@@ -6,9 +6,9 @@
 __all__ = ['sgd', 'OPTIMISERS', 'POSITION', 'STATE', 'Pass', 'Method', 'step_decay', 'cosine', 'LARS', 'trust_ratio', 'Run',
            'new_run', 'check_parts', 'train_step', 'terms_of', 'visits', 'train_pass', 'as_floats', 'refuse_nan',
            'refuse_broken', 'train_epoch', 'sound_epoch', 'standing', 'origin_of_nan', 'extract', 'computed',
-           'assignments', 'figures_of', 'evaluate', 'state_of', 'generators', 'restore', 'load_state', 'look_closer',
-           'keep_look', 'log_epoch', 'fit', 'BrokenPromise', 'promise', 'running_statistics', 'differing', 'check_pass',
-           'check_method']
+           'assignments', 'figures_of', 'evaluate', 'state_of', 'generators', 'restore', 'load_state', 'load_optimiser',
+           'look_closer', 'keep_look', 'log_epoch', 'fit', 'BrokenPromise', 'promise', 'running_statistics',
+           'differing', 'check_pass', 'check_method']
 
 # %% ../nbs/foundations/10_engine.ipynb #c7fbe9f8
 import copy
@@ -506,7 +506,7 @@ def restore(run: Run, folder: RunFolder) -> None:
         run.history = folder.keep_epochs(0)
         return
     load_state(run.method, state, folder)
-    run.optimiser.load_state_dict(state["optimiser"])
+    load_optimiser(run.optimiser, state, folder)
     run.history = folder.keep_epochs(state["epoch"])  # only now: a refused checkpoint costs nothing
     for name in POSITION:
         setattr(run, name, state[name])
@@ -530,6 +530,25 @@ def load_state(
         raise DeepClustError(
             f"{folder.checkpoint_file}: not the checkpoint of this run's method"
         ) from None
+
+# %% ../nbs/foundations/10_engine.ipynb #08865c87
+def load_optimiser(
+    optimiser: torch.optim.Optimizer,
+    state: dict,  # A checkpoint
+    folder: RunFolder,
+) -> None:
+    "Velocities of a checkpoint; rates, decay and momentum stay those of the run that goes on."
+    own = [
+        {n: v for n, v in g.items() if n not in ("params", "lr")} for g in optimiser.param_groups
+    ]
+    try:
+        optimiser.load_state_dict(state["optimiser"])
+    except (KeyError, TypeError, ValueError):
+        raise DeepClustError(
+            f"{folder.checkpoint_file}: not the checkpoint of this run's optimiser"
+        ) from None
+    for group, settings in zip(optimiser.param_groups, own):
+        group.update(settings)
 
 # %% ../nbs/foundations/10_engine.ipynb #11e020b9
 def look_closer(run: Run, data: ImageSet, assign: Tensor) -> tuple[dict, tuple[np.ndarray, Tensor]]:

@@ -235,9 +235,27 @@ class RunFolder:
         init = RunFolder(self.path / "init")
         if init.config_file.is_file():
             init.clear()
-        for pattern in ("epochs/[0-9]*.npz", *WRITTEN):
-            for file in self.path.glob(pattern):
-                file.unlink()
+        for file in self.files():
+            file.unlink()
+
+    def files(self) -> list[Path]:
+        "What a run has written, the configuration last."
+        return [f for name in ("epochs/[0-9]*.npz", *WRITTEN) for f in self.path.glob(name)]
+
+    def copy(
+        self,
+        path: str | Path,  # A folder that is empty, or not there yet
+    ) -> "RunFolder":  # The other folder
+        "The run as it stands, in another folder: a place to fork it from."
+        other = RunFolder(path)
+        other.check(self.config())
+        try:
+            (other.path / "epochs").mkdir(parents=True, exist_ok=True)
+            for file in self.files():
+                shutil.copyfile(file, other.path / file.relative_to(self.path))
+        except OSError as error:
+            raise write_error(other.path, error) from error
+        return other
 
     def config(self) -> dict:
         "What was asked for."
