@@ -25,7 +25,14 @@ def test_there_are_results():
     lsdc = {"lsdc_digits", "lsdc_mnist5k", "lsdc_digits_parts", "lsdc_mnist_parts"}
     scl = {"scl_digits", "scl_mnist5k", "scl_digits_parts"}
     classical = {f"classical_{name}" for name in ("digits", "rsod", "uc_merced", "mnist10k")}
-    chain = {"chain_digits", "chain_digits_parts", "rsod", "uc_merced", "photos_uc_merced"}
+    chain = {
+        "chain_digits",
+        "chain_digits_parts",
+        "rsod",
+        "uc_merced",
+        "photos_uc_merced",
+        "photos_rsod",
+    }
     studies = {"imbalance", "imbalance_parts", "baselines_mnist10k"}
     assert mmdc | lsdc | scl | classical | chain | studies <= {file.stem for file in FILES}
 
