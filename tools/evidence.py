@@ -239,7 +239,23 @@ LET_GO = {  # What the papers, or a setting of ours, offer against the assumptio
     "SCL, sharpened, not balanced": ["scl", "balance=sharpen"],
     "NCC, balanced draws": ["ncc", "balanced=true"],  # the other way: assumes more
 }
+POLICY = {  # What BYOL's views of digits may change
+    "its own": [],
+    "light only": ["degrees=0", "shift=0", "zoom=0"],
+    "no light": ["jitter=0"],
+    "and flips": ["flip=True"],
+    "any angle": ["degrees=180"],
+    "crops from 8 %": ["area=0.08", "size=8", "degrees=0", "shift=0", "zoom=0"],
+}
 CLAIMS = {
+    "augmentation": {
+        "short": True,
+        "claim": "BYOL on scikit-learn's digits under six policies of augmentation, profile ci",
+        "args": ["byol", "--data", "digits", CI],
+        "variants": POLICY,
+        "fidelity": "the images themselves, 8x8",
+        "paper": None,
+    },
     "imbalance": {
         "short": True,
         "claim": "Accuracy against imbalance, digits, 745 images, classes equal or falling geometrically to a third or a tenth",
