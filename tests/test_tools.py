@@ -375,6 +375,14 @@ def test_what_failed_is_said_before_everything_else(tmp_path, monkeypatch, capsy
     assert capsys.readouterr().out.splitlines()[1:] == ["    | tests.a::b: oh", "    | end"]
 
 
+def test_what_tests_measure_is_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr(check, "LOGS", tmp_path)
+    assert check.measured() == []
+    case = '<testcase><properties><property name="measured" value="9 ms"/></properties></testcase>'
+    (tmp_path / "pytest.xml").write_text(f"<testsuites>{case}</testsuites>")
+    assert check.measured() == ["9 ms"]
+
+
 def test_a_step_that_takes_too_long_is_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(check, "LOGS", tmp_path)
     monkeypatch.setattr(check, "LIMIT", 0.5)

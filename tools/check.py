@@ -113,6 +113,15 @@ def reasons(step: Step) -> list[str]:
     ]
 
 
+def measured() -> list[str]:
+    "What tests have measured and written down; no test fails by the clock."
+    junit = LOGS / "pytest.xml"
+    if not junit.exists():
+        return []
+    properties = ET.parse(junit).getroot().iter("property")
+    return [one.get("value", "") for one in properties if one.get("name") == "measured"]
+
+
 def wait_for(process: subprocess.Popen) -> int:
     "The exit code of a step; one that takes too long is ended with all it has started."
     try:
@@ -126,8 +135,6 @@ def wait_for(process: subprocess.Popen) -> int:
 def run(step: Step) -> Result:
     "Run one step to its end."
     junit = LOGS / "pytest.xml"
-    if step.name == "pytest":
-        junit.unlink(missing_ok=True)
     command = step.command.format(py=f'"{PYTHON}"', n=CORES, junit=f'"{junit}"')
     env = (
         os.environ
@@ -217,11 +224,12 @@ def main() -> int:
         print("\n".join(f"{step.name:9} {step.says}" for step in STEPS))
         return 0
     LOGS.mkdir(parents=True, exist_ok=True)
+    (LOGS / "pytest.xml").unlink(missing_ok=True)
     results = run_all(choose(args.only))
     failed = sum(r.failed for r in results)
     last = f"{sum(r.passed for r in results)} passed, {failed} failed"
     (LOGS / "summary.txt").write_text(last + "\n", encoding="utf-8")
-    print("\n" + table(results) + "\n\n" + last)
+    print("\n".join(["", table(results), "", *measured(), last]))
     return 1 if failed else 0
 
 
