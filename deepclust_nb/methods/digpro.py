@@ -235,7 +235,8 @@ class DigProRecipe(NCCRecipe):
     )
     start: str = setting("sphere", "first groups: sphere or orthant", among=("sphere", "orthant"))
 
-# %% ../../nbs/methods/50_digpro.ipynb #b89ece8c
+# %% ../../nbs/methods/50_digpro.ipynb #c17bed61
+# long: published figures and settings, a line each, and what they build
 PUBLISHED = {  # DigPro, Table 1; ProPos as run again by DigPro's authors: (NMI, ACC, ARI)
     "rsod": {"nmi": 0.507, "acc": 0.590, "ari": 0.441, "propos": (0.351, 0.632, 0.272)},
     "uc-merced": {"nmi": 0.633, "acc": 0.595, "ari": 0.453, "propos": (0.614, 0.576, 0.416)},
@@ -256,8 +257,6 @@ PUBLISHED_PARTS = {  # DigPro, ablation: (NMI, ACC, ARI)
         "both": (0.471, 0.314, 0.200),
     },
 }
-
-# %% ../../nbs/methods/50_digpro.ipynb #272d1d89
 LARGE = {"size": 96, "bs": 128, "lr": 0.025, "backbone": "resnet18", "stem": "conv"}
 LARGE |= {"blur": 0.0, "middle": 1.0, "balanced": False}
 ADDED = {
