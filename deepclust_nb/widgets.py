@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BARS', 'slider', 'powers', 'as_img', 'Touched', 'one_picture', 'play', 'twin', 'Explored', 'draw_around', 'click_map',
            'explore', 'in_notebook', 'bars', 'sizes_of', 'said_of', 'draw_sizes', 'live_picture', 'live_line', 'live',
-           'draw_look', 'replay']
+           'draw_look', 'replay', 'explore_run']
 
 # %% ../nbs/foundations/08_widgets.ipynb #9e2a7426
 import base64
@@ -16,6 +16,7 @@ from html import escape
 
 import ipywidgets as w
 import numpy as np
+import torch
 from jaxtyping import Float, Integer
 from matplotlib.figure import Figure
 
@@ -163,8 +164,9 @@ class Explored:
         confidence: Float[np.ndarray, " N"] | None = None,  # How sure; None: all alike
         y: Integer[np.ndarray, " N"] | None = None,  # True classes, where known
         classes: Sequence[str] = (),  # Their names; their numbers if empty
+        names: Sequence[str] = (),  # Of the images; their positions if empty
     ):
-        self.x, self.classes = x, list(classes)
+        self.x, self.classes, self.names = x, list(classes), list(names)
         self.assign, self.xy = map(to_numpy, (assign, xy))
         n = len(self.assign)
         self.sure = confidence is not None
@@ -182,10 +184,11 @@ class Explored:
         return np.argsort(((self.xy - self.xy[i]) ** 2).sum(1), kind="stable")[:count]
 
     def named(self, i: int) -> str:
-        "The class of an image in words; nothing where it is not known."
-        if self.y is None:
-            return ""
-        return f", class {self.classes[self.y[i]] if self.classes else self.y[i]}"
+        "An image in words: which it is, its cluster, its class and the confidence where they are known."
+        said = f"image {self.names[i] if self.names else i}: cluster {self.assign[i]}"
+        if self.y is not None:
+            said += f", class {self.classes[self.y[i]] if self.classes else self.y[i]}"
+        return said + (f", confidence {self.confidence[i]:.2f}" if self.sure else "")
 
     def right(self, cluster: int) -> np.ndarray:  # (n,) bool
         "Which members are of the commonest class; all where classes are not known."
@@ -210,8 +213,7 @@ def draw_around(
     fits = np.ones(len(seen.assign), bool)
     fits[members[~right]] = False
     draw_rows(ax, seen.x, list(rows.values()), list(rows), fits, columns)
-    sure = f", confidence {seen.confidence[i]:.2f}" if seen.sure else ""
-    ax.set_title(f"image {i}: cluster {cluster}{seen.named(i)}{sure}", fontsize=9)
+    ax.set_title(seen.named(i), fontsize=9)
 
 # %% ../nbs/foundations/08_widgets.ipynb #3ca5b628
 def click_map(
@@ -249,9 +251,10 @@ def explore(
     confidence=None,  # How sure each is (N,)
     y=None,  # True classes (N,), where known: the wrong images of a cluster get a row
     classes: Sequence[str] = (),  # Their names
+    names: Sequence[str] = (),  # Of the images; their positions if empty
 ) -> Touched:
     "Pick a point or a cluster, see its images."
-    seen = Explored(x, assign, xy, confidence, y, classes)
+    seen = Explored(x, assign, xy, confidence, y, classes, names)
     image = w.BoundedIntText(0, 0, len(seen.assign) - 1, description="image")
     names = [(f"{c} ({len(m):,} images)", c) for c, m in enumerate(seen.members) if len(m)]
     cluster = w.Dropdown(options=names, value=int(seen.assign[0]), description="cluster")
@@ -402,3 +405,18 @@ def replay(
         raise DeepClustError(f"no epoch is stored in {folder.path}; train with --out {folder.path}")
     epochs = w.SelectionSlider(options=list(looks), value=max(looks))
     return play(lambda ax, epoch: draw_look(ax, looks, epoch), epoch=epochs)
+
+
+def explore_run(
+    folder: RunFolder | str,  # Of a run
+    data,  # The images it was made of, an `ImageSet`
+) -> Touched:
+    "The explorer on the map of a run's last look, at most 2,000 images."
+    folder = RunFolder(folder) if isinstance(folder, str) else folder
+    look = folder.last_look()
+    if look is None:
+        raise DeepClustError(f"no epoch is stored in {folder.path}; train with --out {folder.path}")
+    rows = look["rows"]
+    some, names = data.subset(torch.as_tensor(rows)), [data.name(int(i)) for i in rows]
+    about = {"y": some.y, "classes": data.classes, "names": names}
+    return explore(some.x, look["assign"][rows], look["xy"], **about)
