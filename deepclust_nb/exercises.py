@@ -25,6 +25,7 @@ import torch
 from torch.nn import functional as F
 
 from .core import DeepClustError, generator, unit
+from .lessons import in_notebook
 from .methods.byol import alignment
 from .methods.digpro import group_contrast, moved_groups
 from .methods.lsdc import cosine_pairs, knn_pairs, mix_labels, pair_loss
@@ -34,7 +35,6 @@ from .methods.pretext import blocks, info_nce, rotation_loss
 from .methods.scl import instance_loss, log_densities, other_banks, sinkhorn, vote
 from .metrics import isotropy, size_ceiling
 from .nets import small_cnn
-from .widgets import in_notebook
 
 # %% ../nbs/foundations/22_exercises.ipynb #45da4f74
 class Exercise(NamedTuple):

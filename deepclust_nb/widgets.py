@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BARS', 'slider', 'powers', 'as_img', 'Touched', 'one_picture', 'play', 'twin', 'Explored', 'draw_around', 'click_map',
-           'explore', 'in_notebook', 'bars', 'sizes_of', 'said_of', 'draw_sizes', 'live_picture', 'live_line', 'live',
-           'draw_look', 'replay', 'explore_run']
+           'explore', 'bars', 'sizes_of', 'said_of', 'draw_sizes', 'live_picture', 'live_line', 'live', 'draw_look',
+           'replay', 'explore_run']
 
 # %% ../nbs/foundations/08_widgets.ipynb #9e2a7426
 import base64
@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 
 from .core import DeepClustError, to_numpy
 from .health import course_of, diagnose, verdict
+from .lessons import in_notebook
 from .runs import RunFolder
 from deepclust_nb.viz import (
     DPI,
@@ -284,15 +285,6 @@ def explore(
     return explored
 
 # %% ../nbs/foundations/08_widgets.ipynb #ce312831
-def in_notebook() -> bool:
-    "Whether pictures can be shown while code runs."
-    try:
-        from IPython import get_ipython
-    except ImportError:
-        return False
-    return hasattr(get_ipython(), "kernel")
-
-
 BARS = "▁▂▃▄▅▆▇█"
 
 

@@ -38,8 +38,9 @@ print(json.dumps({name: code for name, code in failed.items() if code}))
 
 
 def modules() -> list[str]:
-    "Every module of the package; `_modidx` belongs to the notebook tools."
-    files = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "_modidx.py")
+    "Every module of the package but those about notebooks: nbdev's `_modidx`, and `widgets`."
+    about_notebooks = ("_modidx.py", "widgets.py")
+    files = sorted(p for p in PACKAGE.rglob("*.py") if p.name not in about_notebooks)
     names = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in files]
     return [name.removesuffix(".__init__") for name in names]
 
