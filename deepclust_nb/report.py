@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Ways', 'check_parameters', 'with_labels', 'about_images', 'show_sample', 'paper_recipe', 'recipe_changes',
            'about_plan', 'parameters', 'assignment_rows', 'ways', 'ways_table', 'plot_ways', 'rival_plan',
-           'ways_of_runs', 'side_by_side', 'recorded', 'figure_of', 'plot_recorded', 'claims', 'median_and_range',
-           'commonest', 'show_cases', 'show_mistakes', 'pair_figures', 'share_of']
+           'ways_of_runs', 'side_by_side', 'figure_of', 'plot_recorded', 'claims', 'median_and_range', 'commonest',
+           'show_cases', 'show_mistakes', 'pair_figures', 'share_of']
 
 # %% ../nbs/foundations/15_report.ipynb #fa78af93
 import csv
@@ -237,17 +237,6 @@ def side_by_side(
     return fig
 
 # %% ../nbs/foundations/15_report.ipynb #a48a2581
-def recorded(
-    name: str,  # A file of `results/`, without its ending
-    folder: str | Path = "../../results",  # As seen from a lesson
-) -> dict[str, list[dict]]:  # Variant -> its runs; {} where nothing was recorded
-    "The runs of a claim, variant by variant, seeds in order."
-    file = Path(folder) / f"{name}.json"
-    records = json.loads(file.read_text(encoding="utf-8"))["records"] if file.exists() else []
-    variants = dict.fromkeys(r["variant"] for r in records)
-    return {variant: [r for r in records if r["variant"] == variant] for variant in variants}
-
-
 def figure_of(
     runs: list[dict],  # Of one variant
     name: str,  # A figure of the run, such as 'acc', or a term of its last epoch
@@ -257,7 +246,7 @@ def figure_of(
 
 
 def plot_recorded(
-    runs: dict[str, list[dict]],  # Of `recorded`
+    runs: dict[str, list[dict]],  # Of `runs_of` in `lessons`
     names: tuple[str, ...] = ("acc", "nmi"),  # Figures, see `figure_of`
     published: dict[str, dict[str, float]] | None = None,  # Variant -> figures, where there are any
 ) -> Figure:
