@@ -7,7 +7,7 @@ __all__ = ['MOST', 'LEAST', 'FAR', 'TOTAL', 'SMALL', 'EDGE', 'BINS', 'COLOURS', 
            'caps', 'outliers', 'surest_and_least', 'data_uri', 'image_of', 'thumbnail', 'figure_uri', 'Clustering',
            'describe_images', 'majority', 'class_names', 'histogram', 'range_in_words', 'colour', 'kinds_of',
            'describe_clusters', 'three', 'plain', 'describe_run', 'scaled', 'sheet', 'describe_map', 'check_gallery',
-           'fingerprint_of', 'clustering', 'write_gallery']
+           'fingerprint_of', 'clustering', 'faults', 'write_gallery']
 
 # %% ../nbs/foundations/09_gallery.ipynb #881f94a1
 import base64
@@ -358,6 +358,15 @@ def clustering(
     if (assign < 0).any():
         titles = titles | {-1: "Set aside: these do not belong to any cluster"}
     return Clustering(x, assign, confidence, names, labels, h, titles)
+
+
+def faults(
+    health: dict | None,  # Of a run's summary; None: nobody looked
+) -> list[tuple[str, str, str]] | None:  # Name, what was seen, what to try
+    "What the health check found, as the page shows it."
+    if health is None:
+        return None
+    return [(one["name"], one["evidence"], one["fix"]) for one in health["found"]]
 
 
 # long: the page is one thing, and its signature says all that it can show

@@ -335,7 +335,7 @@ PAGE = """<!DOCTYPE html>
 {% for cluster in clusters %}{% include "cluster" %}{% endfor %}
 </main>
 {% include "edits" %}
-<footer><p>Made by deepclust_nb. The number under an image is the model's confidence.
+<footer><p>Made by deepclust_nb. The number under an image is the model's confidence among these clusters; it does not say that they mean something.
 Borderline images are the least confident of their cluster{% if outliers %}; outliers are confident, but far from its middle{% endif %}.</p></footer>
 <script type="module">{{ script|safe }}</script>
 </body>
@@ -365,7 +365,7 @@ OVERVIEW = """<nav aria-labelledby="overview">
 HEALTH = """{% if health is not none %}<section aria-labelledby="health"><h2 id="health">Health of the run</h2>
 <div class="health{% if not health %} well{% endif %}">{% if health %}<dl>{% for name, text, fix in health %}
 <dt>{{ name }}</dt><dd>{{ text }}{% if fix %} <b>Try:</b> {{ fix }}{% endif %}</dd>
-{% endfor %}</dl>{% else %}<p>Nothing found wrong.</p>{% endif %}</div></section>
+{% endfor %}</dl>{% else %}<p>Nothing found wrong with the training. Whether the groups mean something is seen by looking.</p>{% endif %}</div></section>
 {% endif %}"""
 
 # %% ../nbs/foundations/09_page.ipynb #6c6498e3
@@ -399,7 +399,8 @@ CLUSTER = """<section class="cluster" id="cluster-{{ cluster.number }}" aria-lab
 {% if cluster.number >= 0 %} data-cluster="{{ cluster.number }}" data-title="{{ cluster.title }}" data-size="{{ cluster.size }}"{% endif %}>
 <div class="top">
 <h3 id="title-{{ cluster.number }}" tabindex="-1"><bdi>{{ cluster.title }}</bdi></h3>
-<p class="soft">{{ '{:,}'.format(cluster.size) }} image{{ 's' if cluster.size != 1 }}, {{ '%.1f'|format(100 * cluster.share) }} %
+{% set shown = cluster.groups|map(attribute=1)|map("length")|sum %}
+<p class="soft">{{ '{:,}'.format(cluster.size) }} image{{ 's' if cluster.size != 1 }}, {{ '%.1f'|format(100 * cluster.share) }} %{% if shown < cluster.size %}, {{ shown }} of them shown{% endif %}
 {% if cluster.common %}· commonest class <b>{{ cluster.common }}</b>
 ({{ '%.0f'|format(100 * cluster.agree / cluster.size) }} %){% endif %}</p>
 {% if cluster.size %}<p class="sure soft"><svg viewBox="0 0 {{ cluster.bins|length }} 1" preserveAspectRatio="none" aria-hidden="true">

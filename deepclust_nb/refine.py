@@ -27,7 +27,7 @@ from .core import DeepClustError, to_numpy
 from .data import ImageSet, placed
 from .engine import extract
 from .folders import new_folder, sort_into
-from .gallery import fingerprint_of, write_gallery
+from .gallery import faults, fingerprint_of, write_gallery
 from .metrics import score
 from .named import DATA_ROOT, DATASETS
 from .runs import RunFolder, write_json
@@ -336,7 +336,18 @@ def summary_after(
     there = np.unique(assign[kept], return_inverse=True)[1]
     y = None if data.y is None or not len(kept) else to_numpy(data.y)[kept]
     figures = {name: v if v is None else round(v, 4) for name, v in score(y, there).items()}
-    names = ("method", "data", "split", "n", "profile", "seed", "epochs", "weights", "baseline")
+    names = (
+        "method",
+        "data",
+        "split",
+        "n",
+        "profile",
+        "seed",
+        "epochs",
+        "weights",
+        "baseline",
+        "health",
+    )
     about = {name: before.get(name) for name in names} | figures
     about |= {"k": k, "clusters_used": len(np.unique(there)), "set_aside": int((assign < 0).sum())}
     return about | {"edits": counted(edits), "images_scored": len(kept), "run": str(run)}
@@ -361,6 +372,7 @@ def write_refined(
     figures = [("Training", curves)] if curves.is_file() else []
     shown = (data.x, assign, was.confidence, was.names, summary, figures, data.y, data.classes)
     more = {"features": features, "view": RunFolder(was.run).last_look(), "titles": titles}
+    more["health"] = faults(summary["health"])  # corrected clusters come from the same training
     write_gallery(out / "gallery.html", *shown, **more)
     about = {"run": os.path.abspath(was.run), "from": fingerprint_of(was.names, was.assign)}
     about |= {"edits": edits, "titles": {str(n): title for n, title in titles.items()}}

@@ -194,16 +194,17 @@ class RunFolder:
             raise DeepClustError(f"{self.path}: not empty and holds no run; choose another --out")
         if not self.config_file.is_file():
             return
-        old = self.config()
-        if not (resume or overwrite):
-            raise DeepClustError(
-                f"{self.path}: holds a run already ({self.kept()}); "
-                "add --resume, --overwrite or another --out"
-            )
-        difference = first_difference(old, config)
+        difference = first_difference(self.config(), config)
         if resume and difference:
             raise DeepClustError(
-                f"{self.path}: belongs to another run: {difference}; choose another --out"
+                f"{self.path}: belongs to another run: {difference}; "
+                "choose another --out, or --overwrite"
+            )
+        if not (resume or overwrite):
+            there = f"{self.kept()}; {difference}" if difference else self.kept()
+            ways = "--overwrite" if difference else "--resume, --overwrite"
+            raise DeepClustError(
+                f"{self.path}: holds a run already ({there}); add {ways} or another --out"
             )
 
     def holds_something(self) -> bool:

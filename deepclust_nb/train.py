@@ -51,7 +51,7 @@ from deepclust_nb.engine import (
     new_run,
 )
 from .export import backbone_in, halved, read_by, read_weights, write_weights
-from .gallery import write_gallery
+from .gallery import faults, write_gallery
 from .health import Course, course_of, diagnose, verdict
 from .linear import linear_evaluation
 from .methods import byol, digpro, frozen, lsdc, mmdc, ncc, pretext, scl
@@ -588,7 +588,7 @@ def finish(plan: Plan, run: Run, folder: RunFolder, say: Callable) -> dict[str, 
     page = folder.path / "gallery.html"
     shown = {"figures": figures, "y": data.y, "classes": data.classes, "view": folder.last_look()}
     shown["features"] = extract(run.method, data, run.method.features, precision="float32").cpu()
-    shown["health"] = [(d["name"], d["evidence"], d["fix"]) for d in health["found"]]
+    shown["health"] = faults(health)
     write_gallery(page, data.x, assign, confidence, names, summary, **shown)
     write_json(folder.path / "summary.json", summary)
     say(compared(summary))

@@ -44,6 +44,13 @@ def test_merge_and_drop_change_only_what_they_say(deepclust, photo_run, edits, t
     assert rows(tmp_path / "out") == merged | {first: -1} and merged != before
     assert listing(photo_run) == disk
     assert "gallery" in done.out and (tmp_path / "out" / "gallery.html").is_file()
+    trained, refined = (
+        json.loads((d / "summary.json").read_text()) for d in (photo_run, tmp_path / "out")
+    )
+    assert refined["health"] == trained["health"]
+    page = (tmp_path / "out" / "gallery.html").read_text(encoding="utf-8")
+    assert "Health of the run" in page
+    assert all(one["name"] in page for one in trained["health"]["found"])
 
 
 def test_without_out_it_lies_beside_the_run(deepclust, photo_run, edits):
