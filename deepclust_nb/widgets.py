@@ -82,6 +82,7 @@ class Touched(w.Box):
         self.make, self.picture = make, w.HTML()
         layout = w.Layout(display="flex", flex_flow="column")
         super().__init__([*children, self.picture], layout=layout)
+        make()  # one that fails where it starts is a mistake of the page, and stops it
         self.redraw()
 
     def shown(self) -> str:
